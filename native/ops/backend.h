@@ -1,0 +1,18 @@
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "ops/ops.h"
+
+namespace dit {
+
+struct BackendOptions {
+  std::string device = "cpu";  // "cpu"
+  int threads = 0;             // of the process-wide budget; 0: as many as there are cores
+};
+
+// Opens a device by name. Throws Device with the reason when it is not to be had here.
+std::unique_ptr<Backend> openBackend(const BackendOptions& options);
+
+}  // namespace dit
