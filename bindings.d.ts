@@ -1,0 +1,124 @@
+// The whole surface of dit_native.node, typed by hand: the contract between lib/ and native/addon.
+// Plain data in, events out; every call returns at once. Errors thrown by a call and those of
+// failed jobs carry a code of errors.ts.
+
+import type { DiTConfig, DType, ScheduleConfig, TensorSource, VaeConfig } from './lib/formats/types.js'
+import type { DiTErrorCode } from './lib/errors.js'
+
+export type Precision = 'fp32' | 'tf32' | 'bf16'
+
+export interface ModelSpec {
+  device: string // 'cpu'
+  precision: Precision
+  threads: number // 0: as many as there are cores
+  maxLanes: number // images in the making at once
+  dit: { config: DiTConfig; tensors: TensorSource[] | null; seed: bigint } // null: a fresh model from seed
+  vae: { config: VaeConfig; tensors: TensorSource[] } | null
+  schedule: ScheduleConfig
+}
+
+export interface ModelInfo {
+  device: string
+  precision: Precision
+  weightBytes: number
+  vaeBytes: number
+  activationBytes: number
+}
+
+export interface SampleRequest {
+  sampler: 'ddpm' | 'ddim' | 'dpm++'
+  spacing: string // '25', 'ddim50', '10,20,30'
+  eta: number
+  clip: boolean
+  labels: Int32Array // n; -1: vectors[i]
+  vectors: (Float32Array | null)[] | null
+  seeds: BigUint64Array // n
+  noise: Float32Array | null // [n, C, H, W]
+  stepNoise: Float32Array | null // [n, steps, C, H, W]
+  guidance: number
+  guidanceChannels: number
+  guidanceInterval: [from: number, to: number] // of t / T
+  latentOnly: boolean
+  previewEvery: number // 0: never
+}
+
+export interface DenoiseRequest {
+  n: number
+  x: Float32Array // [n, C, H, W]
+  timesteps: Float32Array
+  labels: Int32Array
+  vectors: (Float32Array | null)[] | null
+  guidance: number
+  guidanceChannels: number
+}
+
+export interface DecodeRequest {
+  n: number
+  height: number
+  width: number
+  latents: Float32Array // [n, Cz, h, w]
+}
+
+export interface EncodeRequest {
+  n: number
+  height: number
+  width: number
+  images: Float32Array // [n, C, H, W] in [-1, 1]
+  seeds: BigUint64Array | null // null: the posterior's mode
+}
+
+export interface SaveRequest {
+  path: string
+  header: Uint8Array // length and JSON, as safetensors has them
+  part: 'dit' | 'vae'
+  tensors: { name: string; rowBegin: number; rowEnd: number; dtype: Extract<DType, 'F32' | 'BF16'> }[]
+}
+
+// Image data: [n, height, width, channels] bytes. Float data: row-major, `shape`.
+export type JobEvent =
+  | { kind: 'progress'; job: number; done: number; total: number }
+  | { kind: 'preview'; job: number; image: number; done: number; total: number; bytes: Uint8Array; height: number; width: number; channels: number }
+  | {
+      kind: 'done'
+      job: number
+      bytes: Uint8Array | null
+      height: number
+      width: number
+      channels: number
+      floats: Float32Array | null
+      shape: number[]
+      sampleSeconds: number
+      decodeSeconds: number
+    }
+  | { kind: 'failed'; job: number; code: DiTErrorCode; message: string }
+
+/** A model and its thread. `listener` is called on the JS thread with every event of every job. */
+export class Model {
+  constructor(listener: (event: JobEvent) => void)
+  load(spec: ModelSpec): number
+  info(): ModelInfo // after the load job is done
+  sample(request: SampleRequest): number
+  denoise(request: DenoiseRequest): number
+  decode(request: DecodeRequest): number
+  encode(request: EncodeRequest): number
+  save(request: SaveRequest): number
+  cancel(job: number): void // the job fails with ERR_DIT_ABORTED within a step
+  close(): number // what is under way fails with ERR_DIT_CLOSED; memory is free when it is done
+}
+
+/** Processor, instruction set and precisions of this machine's CPU backend. */
+export interface DeviceInfo {
+  device: string // 'cpu'
+  name: string // of the processor
+  isa: string
+  precisions: Precision[]
+  memoryBytes: number
+  threads: number
+}
+
+export function devices(): DeviceInfo[]
+
+/** The tables of a respaced schedule (float64), as the samplers use them. */
+export function schedule(config: ScheduleConfig, spacing: string): Record<string, Float64Array> & { timestepMap: Float64Array }
+
+export const version: string

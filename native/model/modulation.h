@@ -1,0 +1,53 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "model/dit.h"
+
+namespace dit {
+
+// adaLN's modulation depends on (timestep, condition) alone, and its product reads a third of the
+// model's weights. So it is computed for kModulationRows pairs at a time, those that are needed now
+// and those that the lanes will need next, and kept until no longer needed. Lanes that have the
+// same pair share it.
+class ModulationCache {
+ public:
+  struct Key {
+    float timestep = 0;
+    int32_t label = 0;
+    uint64_t vectorId = 0;  // tells vectors apart; 0 for labels
+    bool operator==(const Key&) const = default;
+  };
+  struct Need {
+    Key key;
+    Dit::Condition condition;
+  };
+
+  // `rows`: how many pairs one round may need at most.
+  ModulationCache(Ops& ops, Dit& dit, int64_t rows);
+
+  // Makes sure that all of `now` are in the table, computes pairs of `soon` (in their order) where
+  // a product has room, and returns the entry of each of `now`.
+  std::vector<int32_t> require(const std::vector<Need>& now, const std::vector<Need>& soon,
+                               const Checkpoint& checkpoint);
+
+  const Tensor& table() const { return table_; }
+  size_t bytes() const { return memory_.bytes(); }
+
+ private:
+  // Entries are replaced a page at a time: a product fills one page.
+  struct Page {
+    std::vector<Key> keys;
+    uint64_t lastUsed = 0;
+  };
+  int32_t find(const Key& key);
+
+  Dit& dit_;
+  std::vector<Page> pages_;
+  DeviceBuffer memory_;
+  Tensor table_;  // [pages * kModulationRows, modulationSize] F32
+  uint64_t clock_ = 0;
+};
+
+}  // namespace dit

@@ -1,0 +1,135 @@
+#pragma once
+
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "core/cancel.h"
+#include "model/diffusion.h"
+#include "model/dit.h"
+#include "model/sampler.h"
+#include "model/vae.h"
+#include "ops/backend.h"
+
+namespace dit {
+
+struct ModelSpec {
+  BackendOptions backend;
+  Precision precision = Precision::F32;
+  DitConfig dit;
+  std::vector<TensorSource> ditTensors;  // empty: a fresh model from initSeed
+  uint64_t initSeed = 0;
+  std::optional<VaeConfig> vae;
+  std::vector<TensorSource> vaeTensors;
+  ScheduleConfig schedule;
+  int64_t maxLanes = 4;
+};
+
+struct ModelInfo {
+  std::string device;
+  Precision precision = Precision::F32;
+  size_t weightBytes = 0, vaeBytes = 0, activationBytes = 0;
+};
+
+// The images of one call. Image i has label, seed (and vector, noise ...) number i.
+struct SampleRequest {
+  PlanOptions plan;
+  std::vector<int32_t> labels;             // n
+  std::vector<std::vector<float>> vectors;  // n or none; used where a label is -1
+  std::vector<uint64_t> seeds;             // n
+  std::vector<float> noise;                // [n, C, H, W] or empty
+  std::vector<float> stepNoise;            // [n, steps, C, H, W] or empty
+  float guidance = 1;
+  int32_t guidanceChannels = 0;
+  float guidanceFrom = 0, guidanceTo = 1;
+  bool latentOnly = false;
+  int64_t previewEvery = 0;                // rounds between decoded previews; 0: none
+};
+
+struct DenoiseRequest {
+  int64_t n = 0;
+  std::vector<float> x;            // [n, C, H, W]
+  std::vector<float> timesteps;    // n
+  std::vector<int32_t> labels;     // n
+  std::vector<std::vector<float>> vectors;  // n or none
+  float guidance = 1;
+  int32_t guidanceChannels = 0;
+};
+
+struct DecodeRequest {
+  int64_t n = 0, height = 0, width = 0;  // of the latents
+  std::vector<float> latents;            // [n, Cz, h, w], in the model's scale
+};
+
+struct EncodeRequest {
+  int64_t n = 0, height = 0, width = 0;  // of the images
+  std::vector<float> images;             // [n, C, H, W] in [-1, 1]
+  std::optional<std::vector<uint64_t>> seeds;  // n: sample the posterior; none: its mode
+};
+
+struct SaveRequest {
+  std::string path, header;
+  bool vae = false;  // whose tensors
+  std::vector<SavedTensor> tensors;
+};
+
+// What a job tells, from the model's thread. The last event of a job is Done or Failed.
+struct JobEvent {
+  enum class Kind : uint8_t { Progress, Preview, Done, Failed };
+  Kind kind = Kind::Progress;
+  uint64_t job = 0;
+  // Progress: rounds (or bytes, while loading) done and in all. Preview and image: which image.
+  int64_t done = 0, total = 0, image = 0;
+  // Seconds this phase took, where it is known: "sample", "decode".
+  double sampleSeconds = 0, decodeSeconds = 0;
+  // RGB8 (or grey) images [n, height, width, channels], or floats of `floatShape`.
+  std::vector<uint8_t> bytes;
+  int64_t height = 0, width = 0, channels = 0;
+  std::vector<float> floats;
+  Shape floatShape;
+  ErrorCode error = ErrorCode::Internal;
+  std::string message;
+};
+
+// A model and its thread. Every function may be called from any thread and returns at once; events
+// arrive on the model's thread. Sample jobs share rounds (continuous batching); other jobs run one
+// at a time between rounds.
+class Runner {
+ public:
+  using Listener = std::function<void(JobEvent&&)>;
+
+  explicit Runner(Listener listener);
+  // Stops at the next checkpoint; jobs under way fail with Closed.
+  ~Runner();
+
+  uint64_t load(ModelSpec spec);
+  uint64_t sample(SampleRequest request);
+  uint64_t denoise(DenoiseRequest request);
+  uint64_t decode(DecodeRequest request);
+  uint64_t encode(EncodeRequest request);
+  uint64_t save(SaveRequest request);
+
+  // The job ends with Failed and Aborted within one step; no effect on a job that has ended.
+  void cancel(uint64_t job);
+  // Everything under way and everything asked for later fails with Closed; memory is freed by the
+  // model's thread. `close` is a job like the others: its Done says that the memory is free.
+  uint64_t close();
+
+  // After the load job is done.
+  ModelInfo info() const;
+
+ private:
+  struct Job;
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace dit
