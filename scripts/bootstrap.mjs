@@ -1,0 +1,139 @@
+// Runs a job of the project (`npm test`, `npm run demo`, …) after installing and building what it
+// needs and finds missing. Works as the first command in a fresh clone, so it uses Node alone.
+//
+//   node scripts/bootstrap.mjs test | test:fast | test:full | demo | bench | lint | build
+import { spawnSync } from 'node:child_process'
+import { existsSync, readFileSync } from 'node:fs'
+import { fileURLToPath } from 'node:url'
+
+const root = fileURLToPath(new URL('..', import.meta.url))
+process.chdir(root)
+
+const tsx = (...args) => [process.execPath, '--import', 'tsx', ...args]
+const jobs = {
+  test: tsx('test/run.ts'),
+  'test:fast': tsx('test/run.ts', '--suite=fast'),
+  'test:full': tsx('test/run.ts', '--suite=full'),
+  demo: tsx('demo/demo.ts'),
+  bench: tsx('bench/bench.ts'),
+  lint: ['scripts/lint'],
+  build: [process.execPath, 'scripts/build-ts.mjs'],
+}
+
+function say(text) {
+  console.log(`bootstrap: ${text}`)
+}
+
+function fail(text) {
+  console.error(`bootstrap: ${text}`)
+  process.exit(1)
+}
+
+/** Whether the command ran and succeeded. Its output is shown. */
+function run(command, ...args) {
+  return spawnSync(command, args, { stdio: ['ignore', 'inherit', 'inherit'] }).status === 0
+}
+
+/** Whether the command runs and succeeds. Its output is not shown. */
+function works(command, args, input = '') {
+  return spawnSync(command, args, { input, stdio: ['pipe', 'ignore', 'ignore'] }).status === 0
+}
+
+// ---- what the system must have ----
+
+/** Debian packages that the build needs and that are not there. */
+function missingPackages() {
+  const missing = []
+  if (!works('cmake', ['--version'])) missing.push('cmake')
+  if (!works('make', ['--version']) && !works('ninja', ['--version'])) missing.push('make')
+  if (!works('g++', ['--version'])) missing.push('g++')
+  // Linked, not only looked for: this is what the build will do.
+  const program = '#include <oneapi/dnnl/dnnl_version.h>\n#include <omp.h>\nint main() {}\n'
+  const flags = ['-x', 'c++', '-', '-fopenmp', '-ldnnl', '-o', '/dev/null']
+  if (missing.includes('g++') || !works('g++', flags, program)) missing.push('libdnnl-dev')
+  return missing
+}
+
+/** How apt-get can be run without asking anybody, or undefined. */
+function aptGet() {
+  if (!works('apt-get', ['--version'])) return undefined
+  if (process.getuid() === 0) return ['apt-get']
+  return works('sudo', ['-n', 'true']) ? ['sudo', '-n', 'apt-get'] : undefined
+}
+
+function install(apt, packages) {
+  say(`installing ${packages.join(' ')} (${apt.join(' ')} install)`)
+  process.env.DEBIAN_FRONTEND = 'noninteractive'
+  const [command, ...args] = apt
+  if (!run(command, ...args, 'update', '-qq')) say('apt-get update failed; trying without it')
+  return run(command, ...args, 'install', '-y', '-qq', '--no-install-recommends', ...packages)
+}
+
+function ensurePackages() {
+  const missing = missingPackages()
+  if (missing.length === 0) return
+  const line = `apt-get install ${missing.join(' ')}`
+  const apt = aptGet()
+  if (apt === undefined) {
+    fail(
+      `missing: ${missing.join(', ')}. As root, run\n\n    ${line}\n\n` +
+        "or, where there is no apt-get, install the same with this system's package manager " +
+        '(libdnnl-dev is oneDNN with its headers).',
+    )
+  }
+  if (!install(apt, missing)) fail(`the installation failed. As root, run\n\n    ${line}\n`)
+  const still = missingPackages()
+  if (still.length > 0) fail(`installed, but g++ does not find it: ${still.join(', ')}`)
+}
+
+/** The C++ half of the linter is wanted, not needed: without it the other half still runs. */
+function ensureClangFormat() {
+  if (works('clang-format', ['--version'])) return
+  const apt = aptGet()
+  if (apt !== undefined) install(apt, ['clang-format'])
+}
+
+// ---- npm packages ----
+
+/** Whether node_modules holds what package-lock.json asks for, by npm's own record of it. */
+function nodeModulesFit() {
+  const record = 'node_modules/.package-lock.json'
+  if (!existsSync(record)) return false
+  const wanted = JSON.parse(readFileSync('package-lock.json', 'utf8')).packages
+  const there = JSON.parse(readFileSync(record, 'utf8')).packages
+  return Object.entries(wanted).every(([place, { version, optional }]) => {
+    if (place === '' || (optional && !(place in there))) return true // the binaries of other systems
+    return there[place]?.version === version
+  })
+}
+
+function ensureNodeModules() {
+  if (nodeModulesFit()) return
+  say('installing the npm packages')
+  // No package here needs its install script: the binaries of sharp, esbuild and Biome are packages.
+  const flags = ['--ignore-scripts', '--include=dev', '--no-audit', '--no-fund']
+  if (run('npm', 'ci', ...flags)) return
+  say('npm ci failed; trying npm install')
+  if (!run('npm', 'install', '--no-save', ...flags)) fail('npm could not install the packages')
+}
+
+// ---- main ----
+
+const [name, ...args] = process.argv.slice(2)
+const job = jobs[name]
+if (job === undefined) fail(`expected one of ${Object.keys(jobs).join(', ')}, got ${name}`)
+const [major, minor] = process.versions.node.split('.').map(Number)
+if (major < 20 || (major === 20 && minor < 9)) {
+  fail(`Node.js 20.9 or newer is needed; this is ${process.versions.node}`)
+}
+
+if (name === 'lint') {
+  ensureClangFormat()
+  ensureNodeModules()
+} else {
+  ensurePackages()
+  ensureNodeModules()
+  if (!run(process.execPath, 'scripts/build-native.mjs')) fail('the native build failed')
+}
+const { status } = spawnSync(job[0], [...job.slice(1), ...args], { stdio: 'inherit' })
+process.exit(status ?? 1)
