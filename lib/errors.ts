@@ -59,7 +59,8 @@ export function show(value: unknown): string {
   if (typeof value === 'string') text = `'${value}'`
   else if (typeof value === 'bigint') text = `${value}n`
   else if (typeof value === 'function') text = `function ${value.name}`
-  else if (ArrayBuffer.isView(value)) text = `${value.constructor.name} of ${value.byteLength} bytes`
+  else if (ArrayBuffer.isView(value))
+    text = `${value.constructor.name} of ${value.byteLength} bytes`
   else if (typeof value === 'object' && value !== null) {
     try {
       text = JSON.stringify(value)

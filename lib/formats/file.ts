@@ -1,0 +1,28 @@
+import type { FileHandle } from 'node:fs/promises'
+import { badFormat } from '../errors.js'
+
+/** Reads exactly `length` bytes at `position`; the caller has checked them against the file's size. */
+export async function readFully(
+  handle: FileHandle,
+  file: string,
+  position: number,
+  length: number,
+): Promise<Buffer> {
+  const buffer = Buffer.alloc(length)
+  let done = 0
+  while (done < length) {
+    const { bytesRead } = await handle.read(buffer, done, length - done, position + done)
+    if (bytesRead === 0) throw badFormat(file, `the file ended at byte ${position + done}`)
+    done += bytesRead
+  }
+  return buffer
+}
+
+/** A repository cloned without Git LFS has small text files in place of the weights: say so. */
+export function checkNotPointer(start: Buffer, file: string): void {
+  if (start.subarray(0, 8).toString('latin1') !== 'version ') return
+  throw badFormat(
+    file,
+    'this is not a checkpoint but a Git LFS pointer to one. Run `git lfs pull` in its repository',
+  )
+}
