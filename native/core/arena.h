@@ -23,8 +23,8 @@ class Arena {
   Tensor make(DType dtype, Shape shape) {
     const size_t bytes = static_cast<size_t>(shape.count()) * dtypeSize(dtype);
     const size_t begin = (used_ + kAlignment - 1) / kAlignment * kAlignment;
-    DIT_CHECK(measuring_ || begin + bytes <= capacity_, ErrorCode::Internal, "arena of ",
-              capacity_, " bytes is too small for ", shape, " at ", begin);
+    DIT_CHECK(measuring_ || begin + bytes <= capacity_, ErrorCode::Internal, "arena of ", capacity_,
+              " bytes is too small for ", shape, " at ", begin);
     used_ = begin + bytes;
     peak_ = used_ > peak_ ? used_ : peak_;
     return {measuring_ ? nullptr : base_ + begin, dtype, shape};

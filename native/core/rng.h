@@ -47,9 +47,9 @@ DIT_HOST_DEVICE inline float uniformOpen(uint32_t bits) {
 // `index` tells apart the tensors of one stream: the step of a sampler, the number of a weight.
 DIT_HOST_DEVICE inline void normal4(uint64_t seed, NoiseStream stream, uint32_t index,
                                     uint64_t block, float out[4]) {
-  const Philox4 bits = philox(seed, {{static_cast<uint32_t>(block),
-                                      static_cast<uint32_t>(block >> 32), index,
-                                      static_cast<uint32_t>(stream)}});
+  const Philox4 bits =
+      philox(seed, {{static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32), index,
+                     static_cast<uint32_t>(stream)}});
   for (int pair = 0; pair < 2; pair++) {
     const float radius = sqrtf(-2.0f * logf(uniformOpen(bits.v[2 * pair])));
     const float angle = 6.283185307179586f * uniformOpen(bits.v[2 * pair + 1]);

@@ -58,7 +58,7 @@ struct PlanOptions {
 // One evaluation of the model and what follows from it. The fields of `update` that depend on the
 // lane (rows, guidance, seed) are filled by the sampler.
 struct PlanStep {
-  float timestep;     // what the model sees
+  float timestep;  // what the model sees
   SolverStep update;
 };
 

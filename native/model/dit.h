@@ -68,7 +68,7 @@ class Dit {
   DType activationType() const { return act_; }
   int64_t maxRows() const { return maxRows_; }
   // Device memory held by the weights and by the activations.
-  size_t weightBytes() const;
+  size_t weightBytes() const { return weightBytes_; }
   size_t activationBytes() const { return activations_.bytes(); }
 
   struct Condition {
@@ -83,11 +83,11 @@ class Dit {
                 const Checkpoint& checkpoint);
 
   struct Rows {
-    Tensor x;           // [L, C, H, W] F32
-    Tensor lane;        // [R] I32: the latent of each row
-    Tensor table;       // [E, modulationSize] F32
-    Tensor entry;       // [R] I32: the modulation of each row
-    Tensor out;         // [R, outChannels, H, W] F32
+    Tensor x;      // [L, C, H, W] F32
+    Tensor lane;   // [R] I32: the latent of each row
+    Tensor table;  // [E, modulationSize] F32
+    Tensor entry;  // [R] I32: the modulation of each row
+    Tensor out;    // [R, outChannels, H, W] F32
   };
 
   // One evaluation of the model for R <= maxRows rows.
@@ -100,19 +100,27 @@ class Dit {
   DType act_;
   int64_t maxRows_;
 
-  DeviceBuffer parameters_;  // biases, tables: everything that is not a prepared weight
+  DeviceBuffer parameters_;  // biases and tables: everything that is not a prepared weight
   LinearLayer patchEmbed_, timestep0_, timestep2_, finalModulation_, finalLinear_;
   Tensor position_;  // [1, T, C] F32
   Tensor labels_;    // [labelRows, C] F32
   std::vector<DitBlock> blocks_;
+  size_t weightBytes_ = 0;
 
   DeviceBuffer activations_;
   struct Activations {
     Tensor patches, tokens, normed, qkv, attended, mlp, last;
-    Tensor timesteps, labelIds, vectors, frequencies, hidden, hiddenAct, embedded, condition,
-        conditionAct;
-  } a_;
-  Activations layOut(Arena& arena) const;
+  };
+  struct ConditionActivations {
+    Tensor timesteps, labels, vectors, frequencies, hidden, embedded, condition, conditionAct;
+  };
+  Activations a_;
+  ConditionActivations c_;
+
+  void loadParameters(WeightSource& weights, const LoadProgress& progress);
+  void layOutActivations(Arena& arena);
+  void blockForward(const DitBlock& block, const Tensor& entry, const Tensor& modulation,
+                    int64_t rows);
 };
 
 }  // namespace dit

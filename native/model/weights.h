@@ -10,14 +10,16 @@
 
 namespace dit {
 
-// How a parameter starts (Peebles & Xie 2022, section 3.2 and its code's description) and whether
-// weight decay applies to it.
-enum class Init : uint8_t { Zero, XavierUniform, Normal002 };
+// How a parameter starts (Peebles & Xie 2022, section 4: Xavier uniform for linear layers, zero for
+// the last layer and adaLN, so that every block starts as the identity; normal with deviation 0.02
+// for the embeddings).
+enum class Init : uint8_t { Zero, XavierUniform, Normal002, Fixed };
 
 struct ParamSpec {
   std::string name;
   Shape shape;
   Init init = Init::XavierUniform;
+  std::vector<float> fixed = {};  // the values of Init::Fixed
 };
 
 // Where the values of one tensor are: in one file, or in several whose parts follow one another

@@ -61,8 +61,8 @@ struct LinearArgs {
   Tensor bias;  // [N] F32
   Tensor y;     // [R, M, N] act or F32; may be a slice of columns
   Epilogue epilogue = Epilogue::Bias;
-  RowVector gate;   // N values a row
-  Tensor residual;  // [R, M, N] of y's type (may be y itself), or [1, M, N] F32 for all rows
+  RowVector gate;        // N values a row
+  Tensor residual = {};  // [R, M, N] of y's type (may be y itself), or [1, M, N] F32 for all rows
 };
 
 // y = (x - mean) / sqrt(variance + eps) * (1 + scale) + shift, statistics over C in fp32.
@@ -95,11 +95,11 @@ struct TimestepEmbeddingArgs {
 
 // y[e] = t[e] + (label[e] < 0 ? vectors[e] : table[label[e]])
 struct ConditionEmbeddingArgs {
-  Tensor t;        // [E, C] F32
-  Tensor table;    // [rows, C] F32
-  Tensor label;    // [E] I32
-  Tensor vectors;  // [E, C] F32; needed only where a label is negative
-  Tensor y;        // [E, C] F32
+  Tensor t;             // [E, C] F32
+  Tensor table;         // [rows, C] F32
+  Tensor label;         // [E] I32
+  Tensor vectors = {};  // [E, C] F32; needed only where a label is negative
+  Tensor y;             // [E, C] F32
 };
 
 // Token (i, j) of row r holds the patch at rows i p .., columns j p .. of lane[r], channels
@@ -141,7 +141,7 @@ struct GuideArgs {
 constexpr int kSolverHistory = 2;
 
 struct SolverStep {
-  int32_t lane;              // of x and history
+  int32_t lane;                // of x and history
   int32_t condRow, uncondRow;  // of the model's output; uncondRow is -1 without guidance
   int32_t guidanceChannels;
   float guidance;
@@ -158,11 +158,11 @@ struct SolverStep {
 };
 
 struct SolverUpdateArgs {
-  Tensor model;    // [R, Co, H, W] F32, Co = C or 2 C
-  Tensor steps;    // [n] SolverStep as bytes: U8 [n, sizeof(SolverStep)]
-  Tensor x;        // [L, C, H, W] F32, updated in place
-  Tensor history;  // [L, kSolverHistory, C, H, W] F32
-  Tensor noise;    // [L, C, H, W] F32: z itself, instead of Philox's; may be absent
+  Tensor model;       // [R, Co, H, W] F32, Co = C or 2 C
+  Tensor steps;       // [n] SolverStep as bytes: U8 [n, sizeof(SolverStep)]
+  Tensor x;           // [L, C, H, W] F32, updated in place
+  Tensor history;     // [L, kSolverHistory, C, H, W] F32
+  Tensor noise = {};  // [L, C, H, W] F32: z itself, instead of Philox's; may be absent
 };
 
 // y = standard normal numbers: Philox key `seed`, stream and index as in core/rng.h, element i
@@ -179,9 +179,9 @@ struct NoiseArgs {
 struct Conv2dArgs {
   Tensor x;  // [N, H, W, Ci] act
   const PreparedWeight* weight = nullptr;
-  Tensor bias;      // [Co] F32
-  Tensor residual;  // [N, Ho, Wo, Co] act; may be absent, may be y itself
-  Tensor y;         // [N, Ho, Wo, Co] act
+  Tensor bias;           // [Co] F32
+  Tensor residual = {};  // [N, Ho, Wo, Co] act; may be absent, may be y itself
+  Tensor y;              // [N, Ho, Wo, Co] act
   int64_t stride = 1;
   int64_t padTop = 0, padLeft = 0, padBottom = 0, padRight = 0;
   bool upsample = false;
@@ -190,7 +190,7 @@ struct Conv2dArgs {
 // y = (x - mean) / sqrt(variance + eps) * gamma + beta per image and group of channels, statistics
 // over (H, W, C / groups) in fp32; then SiLU if asked for.
 struct GroupNormArgs {
-  Tensor x;  // [N, H, W, C] act
+  Tensor x;            // [N, H, W, C] act
   Tensor gamma, beta;  // [C] F32
   int64_t groups = 32;
   float eps = 1e-6f;
@@ -214,8 +214,8 @@ struct ToChannelsFirstArgs {
 // The VAE's posterior: with [mean | logvar] the channels of an image, logvar clamped to [-30, 20],
 // y = (mean + exp(logvar / 2) noise - shift) * scale. Without noise, the mode.
 struct SampleMomentsArgs {
-  Tensor moments;  // [N, H, W, 2C] act or F32
-  Tensor noise;    // [N, C, H, W] F32; may be absent
+  Tensor moments;     // [N, H, W, 2C] act or F32
+  Tensor noise = {};  // [N, C, H, W] F32; may be absent
   float scale = 1, shift = 0;
   Tensor y;  // [N, C, H, W] F32
 };
