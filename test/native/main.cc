@@ -1,0 +1,130 @@
+// dit_native_test: the C++ tests and benchmarks.
+//
+//   dit_native_test [--list] [--bench] [--device cpu] [--threads n] [--isa name] [filter ...]
+//
+// Runs the cases whose names contain one of the filters (all without a filter) and prints each
+// failed check with its file and line, last `N passed, N failed`. --bench runs the benchmarks
+// instead. Cases of the CPU's own kernels run once for each instruction set that this processor
+// has; --isa names one, for those, for all other cases and for benchmarks.
+#include <algorithm>
+#include <charconv>
+#include <cstdio>
+#include <cstdlib>
+#include <exception>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "cpu/kernels.h"
+#include "harness.h"
+
+using dit::test::Case;
+using dit::test::CaseKind;
+using dit::test::Options;
+using dit::test::Test;
+
+namespace {
+
+constexpr int kUsageError = 2;
+
+struct Arguments {
+  bool list = false, bench = false;
+  Options options;
+  std::string isa;
+  std::vector<std::string_view> filters;
+};
+
+bool parse(int argc, char** argv, Arguments& arguments) {
+  for (int i = 1; i < argc; i++) {
+    const std::string_view name = argv[i];
+    const std::string_view value = i + 1 < argc ? argv[i + 1] : "";
+    if (name == "--list") {
+      arguments.list = true;
+    } else if (name == "--bench") {
+      arguments.bench = true;
+    } else if (name == "--device" && !value.empty()) {
+      arguments.options.device = argv[++i];
+    } else if (name == "--isa" && !value.empty()) {
+      arguments.isa = argv[++i];
+    } else if (name == "--threads" && !value.empty()) {
+      i++;
+      const auto [end, error] =
+          std::from_chars(value.data(), value.data() + value.size(), arguments.options.threads);
+      if (error != std::errc() || end != value.data() + value.size()) return false;
+    } else if (name.starts_with("--")) {
+      return false;
+    } else {
+      arguments.filters.push_back(name);
+    }
+  }
+  return true;
+}
+
+bool chosen(const std::string& name, const std::vector<std::string_view>& filters) {
+  return filters.empty() || std::any_of(filters.begin(), filters.end(), [&](std::string_view f) {
+           return name.find(f) != std::string::npos;
+         });
+}
+
+// The runs that the arguments ask for: of each case one, of a kernel's one per instruction set.
+struct Run {
+  const Case* test;
+  std::string name;
+  std::string isa;  // "": the best
+};
+
+std::vector<Run> plan(const Arguments& arguments) {
+  std::vector<Run> runs;
+  for (const Case& c : dit::test::registry()) {
+    if ((c.kind == CaseKind::Bench) != arguments.bench) continue;
+    if (c.kind == CaseKind::Kernel && arguments.isa.empty() && arguments.options.device == "cpu") {
+      for (const char* isa : dit::cpu::supportedIsas())
+        runs.push_back({&c, c.name + "/" + isa, isa});
+    } else {
+      runs.push_back({&c, c.name, arguments.isa});
+    }
+  }
+  std::erase_if(runs, [&](const Run& run) { return !chosen(run.name, arguments.filters); });
+  std::sort(runs.begin(), runs.end(), [](const Run& a, const Run& b) { return a.name < b.name; });
+  return runs;
+}
+
+bool execute(const Run& run, const Options& options) {
+  setenv("DIT_CPU_ISA", run.isa.c_str(), 1);
+  Test test(run.name, options);
+  try {
+    run.test->run(test);
+  } catch (const std::exception& error) {
+    test.fail(__FILE__, __LINE__, dit::detail::concat("threw: ", error.what()));
+  }
+  return test.failures() == 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Arguments arguments;
+  if (!parse(argc, argv, arguments)) {
+    std::fprintf(stderr,
+                 "usage: %s [--list] [--bench] [--device cpu] [--threads n] [--isa name] "
+                 "[filter ...]\n",
+                 argv[0]);
+    return kUsageError;
+  }
+  const std::vector<Run> runs = plan(arguments);
+  if (runs.empty()) {
+    std::fprintf(stderr, "no case was chosen\n");
+    return kUsageError;
+  }
+  int passed = 0, failed = 0;
+  for (const Run& run : runs) {
+    if (arguments.list) {
+      std::printf("%s\n", run.name.c_str());
+    } else {
+      (execute(run, arguments.options) ? passed : failed)++;
+      std::fflush(stdout);
+    }
+  }
+  if (!arguments.list) std::printf("%d passed, %d failed\n", passed, failed);
+  return failed == 0 ? 0 : 1;
+}
