@@ -1,5 +1,7 @@
 #pragma once
 
+#include <vector>
+
 #include "ops/ops.h"
 
 namespace dit::cpu {
@@ -7,8 +9,8 @@ namespace dit::cpu {
 // The kernels of our own, compiled once per instruction set (native/cpu/simd) and chosen at run
 // time. Arguments have been checked by Ops. They divide their work with native/cpu/parallel.h.
 struct Kernels {
-  const char* isa;       // "generic", "avx2", "avx512", "avx512bf16"
-  bool bf16Attention;    // has bf16 dot products
+  const char* isa;     // "generic", "avx2", "avx512", "avx512bf16"
+  bool bf16Attention;  // has bf16 dot products
   void (*layerNormModulate)(const LayerNormModulateArgs& args);
   void (*attention)(const AttentionArgs& args);
   void (*silu)(const SiluArgs& args);
@@ -26,7 +28,11 @@ struct Kernels {
   void (*toRgb8)(const ToRgb8Args& args);
 };
 
-// The table for the best instruction set of this processor.
+// The table for the best instruction set of this processor, or for the one that the environment
+// variable DIT_CPU_ISA names. Throws Option when that cannot run here.
 const Kernels& kernels();
+
+// The instruction sets that this processor can run, best last.
+std::vector<const char*> supportedIsas();
 
 }  // namespace dit::cpu
