@@ -2,7 +2,8 @@
 //
 //   tsx test/run.ts [--suite=fast|default|full] [--only=pattern]
 //
-//   types    tsc, over the sources, the tests and the build
+//   types    tsc, over the sources and the tests
+//   dist     the TypeScript build, which some tests load
 //   native   the C++ tests, build/Release/dit_native_test
 //   files    test/**/*.test.ts, each in a process of its own, one at a time: native code uses all cores
 //
@@ -15,8 +16,8 @@
 // passes only when its process ends by itself with status 0, in time, after one summary in which all
 // tests passed, at least one, and none was skipped.
 //
-// --dir=folder and --native=executable replace what is run, without the type check; the tests of this
-// file use them.
+// --dir=folder and --native=executable replace what is run, without the first two steps; the tests
+// of this file use them.
 import { type ChildProcess, spawn } from 'node:child_process'
 import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import path from 'node:path'
@@ -26,7 +27,7 @@ import { parseArgs } from 'node:util'
 const root = path.dirname(path.dirname(fileURLToPath(import.meta.url)))
 const kFileLimit = 60 // seconds
 const kNativeLimit = 900
-const kTypesLimit = 300
+const kScriptLimit = 300
 
 interface Ended {
   output: string
@@ -169,13 +170,13 @@ function nativeStep(executable: string): Step {
   return { name: 'native', limit: kNativeLimit, command: [executable], judge: judgeNative }
 }
 
-function typesStep(project: string): Step {
+function scriptStep(name: string, ...args: string[]): Step {
   return {
-    name: `types ${project}`,
-    limit: kTypesLimit,
-    command: [process.execPath, 'node_modules/typescript/bin/tsc', '-p', project, '--noEmit'],
+    name,
+    limit: kScriptLimit,
+    command: [process.execPath, ...args],
     judge: (ended) => {
-      const problem = badEnd(ended, kTypesLimit)
+      const problem = badEnd(ended, kScriptLimit)
       return result(problem === undefined ? 1 : 0, 0, problem)
     },
   }
@@ -184,7 +185,10 @@ function typesStep(project: string): Step {
 function steps(options: { suite: string; dir?: string; native?: string }): Step[] {
   const { suite, dir, native } = options
   const all: Step[] = []
-  if (dir === undefined) all.push(typesStep('tsconfig.json'), typesStep('tsconfig.build.json'))
+  if (dir === undefined) {
+    all.push(scriptStep('types', 'node_modules/typescript/bin/tsc', '--noEmit'))
+    all.push(scriptStep('dist', 'scripts/build-ts.mjs'))
+  }
   if (dir === undefined || native !== undefined) {
     all.push(nativeStep(native ?? path.join(root, 'build/Release/dit_native_test')))
   }

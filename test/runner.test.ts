@@ -1,3 +1,4 @@
+// timeout: 180s
 // The test runner, on folders of small test files. Each kind of file that uvu would let pass, or
 // would wait for, must fail.
 import { spawnSync } from 'node:child_process'
