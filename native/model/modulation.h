@@ -1,16 +1,16 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "model/dit.h"
 
 namespace dit {
 
-// adaLN's modulation depends on (timestep, condition) alone, and its product reads a third of the
+// adaLN's modulation depends on (timestep, condition) alone, and its products read a third of the
 // model's weights. So it is computed for kModulationRows pairs at a time, those that are needed now
-// and those that the lanes will need next, and kept until no longer needed. Lanes that have the
-// same pair share it.
+// and those that will be needed next, and kept. Lanes that have the same pair share it.
 class ModulationCache {
  public:
   struct Key {
@@ -27,8 +27,8 @@ class ModulationCache {
   // `rows`: how many pairs one round may need at most.
   ModulationCache(Ops& ops, Dit& dit, int64_t rows);
 
-  // Makes sure that all of `now` are in the table, computes pairs of `soon` (in their order) where
-  // a product has room, and returns the entry of each of `now`.
+  // Makes sure that all of `now` are in the table, fills what room its products have with pairs of
+  // `soon`, in their order, and returns the entry of each of `now`.
   std::vector<int32_t> require(const std::vector<Need>& now, const std::vector<Need>& soon,
                                const Checkpoint& checkpoint);
 
@@ -36,12 +36,14 @@ class ModulationCache {
   size_t bytes() const { return memory_.bytes(); }
 
  private:
-  // Entries are replaced a page at a time: a product fills one page.
+  // A product fills one page of the table; pages are what is replaced.
   struct Page {
     std::vector<Key> keys;
     uint64_t lastUsed = 0;
   };
-  int32_t find(const Key& key);
+  std::optional<int32_t> find(const Key& key) const;
+  std::vector<Need> missing(const std::vector<Need>& needs) const;
+  void compute(const std::vector<Need>& needs, const Checkpoint& checkpoint);
 
   Dit& dit_;
   std::vector<Page> pages_;

@@ -1,21 +1,14 @@
 #pragma once
 
-#include <condition_variable>
 #include <cstdint>
-#include <deque>
 #include <functional>
-#include <map>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <string>
-#include <thread>
 #include <vector>
 
-#include "core/cancel.h"
 #include "model/diffusion.h"
 #include "model/dit.h"
-#include "model/sampler.h"
 #include "model/vae.h"
 #include "ops/backend.h"
 
@@ -42,23 +35,23 @@ struct ModelInfo {
 // The images of one call. Image i has label, seed (and vector, noise ...) number i.
 struct SampleRequest {
   PlanOptions plan;
-  std::vector<int32_t> labels;             // n
+  std::vector<int32_t> labels;              // n
   std::vector<std::vector<float>> vectors;  // n or none; used where a label is -1
-  std::vector<uint64_t> seeds;             // n
-  std::vector<float> noise;                // [n, C, H, W] or empty
-  std::vector<float> stepNoise;            // [n, steps, C, H, W] or empty
+  std::vector<uint64_t> seeds;              // n
+  std::vector<float> noise;                 // [n, C, H, W] or empty
+  std::vector<float> stepNoise;             // [n, steps, C, H, W] or empty
   float guidance = 1;
   int32_t guidanceChannels = 0;
   float guidanceFrom = 0, guidanceTo = 1;
   bool latentOnly = false;
-  int64_t previewEvery = 0;                // rounds between decoded previews; 0: none
+  int64_t previewEvery = 0;  // steps between previews of an image; 0: none
 };
 
 struct DenoiseRequest {
   int64_t n = 0;
-  std::vector<float> x;            // [n, C, H, W]
-  std::vector<float> timesteps;    // n
-  std::vector<int32_t> labels;     // n
+  std::vector<float> x;                     // [n, C, H, W]
+  std::vector<float> timesteps;             // n
+  std::vector<int32_t> labels;              // n
   std::vector<std::vector<float>> vectors;  // n or none
   float guidance = 1;
   int32_t guidanceChannels = 0;
@@ -70,8 +63,8 @@ struct DecodeRequest {
 };
 
 struct EncodeRequest {
-  int64_t n = 0, height = 0, width = 0;  // of the images
-  std::vector<float> images;             // [n, C, H, W] in [-1, 1]
+  int64_t n = 0, height = 0, width = 0;        // of the images
+  std::vector<float> images;                   // [n, C, H, W] in [-1, 1]
   std::optional<std::vector<uint64_t>> seeds;  // n: sample the posterior; none: its mode
 };
 
@@ -86,15 +79,17 @@ struct JobEvent {
   enum class Kind : uint8_t { Progress, Preview, Done, Failed };
   Kind kind = Kind::Progress;
   uint64_t job = 0;
-  // Progress: rounds (or bytes, while loading) done and in all. Preview and image: which image.
+  // Progress: steps of all images (or numbers, while loading) done and in all. Preview: steps of
+  // image number `image`.
   int64_t done = 0, total = 0, image = 0;
-  // Seconds this phase took, where it is known: "sample", "decode".
+  // Done, of a sample job: seconds from its first step to its last, and in decoding.
   double sampleSeconds = 0, decodeSeconds = 0;
-  // RGB8 (or grey) images [n, height, width, channels], or floats of `floatShape`.
+  // Images [n, height, width, channels], or floats of `shape`.
   std::vector<uint8_t> bytes;
   int64_t height = 0, width = 0, channels = 0;
   std::vector<float> floats;
-  Shape floatShape;
+  Shape shape;
+  // Failed.
   ErrorCode error = ErrorCode::Internal;
   std::string message;
 };
@@ -117,18 +112,17 @@ class Runner {
   uint64_t encode(EncodeRequest request);
   uint64_t save(SaveRequest request);
 
-  // The job ends with Failed and Aborted within one step; no effect on a job that has ended.
+  // The job fails with Aborted within one step; no effect on a job that has ended.
   void cancel(uint64_t job);
   // Everything under way and everything asked for later fails with Closed; memory is freed by the
   // model's thread. `close` is a job like the others: its Done says that the memory is free.
   uint64_t close();
 
-  // After the load job is done.
+  // Sizes as of the last job that ended; zero before the load job has.
   ModelInfo info() const;
 
  private:
-  struct Job;
-  struct State;
+  class State;
   std::unique_ptr<State> state_;
 };
 

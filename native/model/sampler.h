@@ -4,24 +4,30 @@
 #include <memory>
 #include <vector>
 
-#include "core/cancel.h"
 #include "model/diffusion.h"
 #include "model/dit.h"
 #include "model/modulation.h"
+#include "model/vae.h"
 
 namespace dit {
 
 // What one image is made from.
 struct LaneSpec {
   std::shared_ptr<const Plan> plan;
-  int32_t label = 0;               // -1: `vector` instead
-  std::vector<float> vector;       // [hidden]
+  int32_t label = 0;          // -1: `vector` instead
+  std::vector<float> vector;  // [hidden]
   uint64_t seed = 0;
-  float guidance = 1;              // 1: one evaluation a step
+  float guidance = 1;  // 1: one evaluation a step
   int32_t guidanceChannels = 0;
   float guidanceFrom = 0, guidanceTo = 1;  // guided while from <= t / T <= to
-  std::vector<float> noise;        // [C, H, W]: the start; Philox's where empty
-  std::vector<float> stepNoise;    // [steps, C, H, W]: the noise of each step; Philox's where empty
+  std::vector<float> noise;                // [C, H, W]: the start; Philox's where empty
+  std::vector<float> stepNoise;  // [steps, C, H, W]: the noise of each step; Philox's where empty
+};
+
+// An image [height, width, channels] of bytes.
+struct Picture {
+  int64_t height = 0, width = 0, channels = 0;
+  std::vector<uint8_t> bytes;
 };
 
 // Continuous batching. A lane is one image in the making; a round is one evaluation of the model
@@ -30,13 +36,13 @@ struct LaneSpec {
 // never changes a bit of a lane's result.
 class Sampler {
  public:
-  Sampler(Ops& ops, Dit& dit, int64_t maxLanes, int64_t trainingSteps);
+  // `dit` has room for two rows a lane. `vae` may be null: then latents are pixels.
+  Sampler(Ops& ops, Dit& dit, Vae* vae, int64_t maxLanes, int64_t trainingSteps);
 
   int64_t maxLanes() const { return static_cast<int64_t>(lanes_.size()); }
   int64_t freeLanes() const;
-  bool idle() const { return freeLanes() == maxLanes(); }
 
-  // Takes a free lane; returns its number.
+  // Takes a free lane and starts it from noise; returns its number.
   int64_t start(LaneSpec spec);
   // Gives the lane back, finished or not.
   void stop(int64_t lane);
@@ -47,42 +53,64 @@ class Sampler {
 
   int64_t step(int64_t lane) const { return lanes_[lane].step; }
   bool finished(int64_t lane) const;
-  // The latent [C, H, W] F32 of a lane, on the device.
-  Tensor latent(int64_t lane) const;
 
-  // One evaluation of the model outside of any plan, for n <= maxRows / 2 latents: x [n, C, H, W]
-  // on the host, out [n, outChannels, H, W] on the host; guided when `guidance` is not 1.
+  // The latent [C, H, W] of a lane, on the host.
+  std::vector<float> latent(int64_t lane);
+  // What the model takes for the clean latent at the lane's last step: for previews.
+  std::vector<float> prediction(int64_t lane);
+  // The picture of a latent [C, H, W]: through the VAE, or as pixels where there is none.
+  Picture picture(const std::vector<float>& latent, const Checkpoint& checkpoint);
+
+  // One evaluation of the model outside of any plan, guided unless `guidance` is 1.
   struct Evaluation {
-    const float* x = nullptr;
+    int64_t n = 0;
+    const float* x = nullptr;                // [n, C, H, W]
     std::vector<Dit::Condition> conditions;  // n
     float guidance = 1;
     int32_t guidanceChannels = 0;
-    float* out = nullptr;
+    float* out = nullptr;  // [n, outChannels, H, W]
   };
   void denoise(const Evaluation& evaluation, const Checkpoint& checkpoint);
 
-  size_t bytes() const;
+  // Device memory of lanes and modulation.
+  size_t bytes() const { return memory_.bytes() + modulation_.bytes(); }
 
  private:
   struct Lane {
     bool active = false;
     LaneSpec spec;
     int64_t step = 0;
-    uint64_t conditionId = 0;
-    // The row of the null condition exists at this step.
-    bool guidedAt(int64_t step, int64_t trainingSteps) const;
+    uint64_t vectorId = 0;
   };
+  // The rows of a round: which latent and which modulation each has.
+  struct Rows {
+    std::vector<int32_t> latent;
+    std::vector<ModulationCache::Need> needs;
+    int32_t add(int64_t ofLatent, const ModulationCache::Need& need);
+  };
+
+  bool guided(const Lane& lane, int64_t step) const;
+  ModulationCache::Need need(const Lane& lane, int64_t step) const;
+  ModulationCache::Need nullNeed(float timestep) const;
+  std::vector<ModulationCache::Need> upcoming() const;
+  void evaluate(const Rows& rows, const Tensor& x, const std::vector<ModulationCache::Need>& soon,
+                const Checkpoint& checkpoint);
+  void advance(const std::vector<SolverStep>& steps, const Tensor& noise);
 
   Ops& ops_;
   Dit& dit_;
+  Vae* vae_;
   int64_t trainingSteps_;
   std::vector<Lane> lanes_;
   ModulationCache modulation_;
-  uint64_t nextConditionId_ = 1;
+  uint64_t nextVectorId_ = 1;
 
   DeviceBuffer memory_;
-  Tensor x_, history_, noise_, model_, guided_, steps_, laneIndex_, entryIndex_;
-  Tensor cond_, uncond_, scale_;
+  Tensor x_, history_, noise_;     // the lanes' state
+  Tensor input_, model_, guided_;  // of one evaluation
+  Tensor latentOfRow_, entryOfRow_, steps_, cond_, uncond_, scale_;
+  Tensor pixels_, bytes_;  // of one picture, without a VAE
+  void layOut(Arena& arena);
 };
 
 }  // namespace dit

@@ -138,6 +138,7 @@ struct GuideArgs {
 // z is standard normal noise and s = noise, or, where the model learned its variance (the second
 // half of its channels, v), s = noise exp((f logVarianceMax + (1 - f) logVarianceMin) / 2) with
 // f = (v + 1) / 2 (Nichol & Dhariwal 2021, equation 15). x0 is then kept as history[historySlot].
+// History and noise whose coefficient is 0 are not read.
 constexpr int kSolverHistory = 2;
 
 struct SolverStep {
