@@ -3,10 +3,13 @@
 // `cmake-js compile` throws everything away after a failure.
 import { spawnSync } from 'node:child_process'
 import { existsSync, readFileSync, rmSync } from 'node:fs'
+import { createRequire } from 'node:module'
 import os from 'node:os'
 import { fileURLToPath } from 'node:url'
 
 const root = fileURLToPath(new URL('..', import.meta.url)).replace(/\/$/, '')
+// Resolved, since npm puts it beside this package when that is itself a dependency.
+const cmakeJs = createRequire(import.meta.url).resolve('cmake-js/bin/cmake-js')
 const kMemoryPerCompiler = 1.5e9 // bytes, of the most templated file
 
 function run(command, ...args) {
@@ -27,7 +30,7 @@ function isConfigured() {
 
 if (!isConfigured()) {
   rmSync(`${root}/build`, { recursive: true, force: true })
-  run(`${root}/node_modules/.bin/cmake-js`, 'configure', '--log-level', 'warn')
+  run(process.execPath, cmakeJs, 'configure', '--log-level', 'warn')
 }
 const jobs = Math.min(os.availableParallelism(), Math.floor(os.totalmem() / kMemoryPerCompiler))
 run('cmake', '--build', 'build', '--parallel', String(Math.max(jobs, 1)))
