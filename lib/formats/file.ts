@@ -1,5 +1,5 @@
-import type { FileHandle } from 'node:fs/promises'
-import { badFormat } from '../errors.js'
+import { access, type FileHandle } from 'node:fs/promises'
+import { badFormat, fileError } from '../errors.js'
 
 /** Reads exactly `length` bytes at `position`; the caller has checked them against the file's size. */
 export async function readFully(
@@ -25,4 +25,15 @@ export function checkNotPointer(start: Buffer, file: string): void {
     file,
     'this is not a checkpoint but a Git LFS pointer to one. Run `git lfs pull` in its repository',
   )
+}
+
+/** Whether there is a file or folder. Throws ERR_DIT_FILE when that cannot be told. */
+export async function exists(file: string): Promise<boolean> {
+  try {
+    await access(file)
+    return true
+  } catch (cause) {
+    if ((cause as NodeJS.ErrnoException).code === 'ENOENT') return false
+    throw fileError(file, 'read', cause)
+  }
 }
