@@ -1,12 +1,12 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "core/arena.h"
+#include "model/callbacks.h"
 #include "model/weights.h"
 #include "ops/ops.h"
 
@@ -38,11 +38,6 @@ std::vector<ParamSpec> ditParams(const DitConfig& config);
 // The fixed 2-D sin-cos position embedding [1, T, hidden].
 std::vector<float> positionEmbedding(const DitConfig& config);
 
-// Called between blocks: throws to stop the work (cancellation).
-using Checkpoint = std::function<void()>;
-// Called while weights are prepared: bytes done, bytes in all.
-using LoadProgress = std::function<void(int64_t done, int64_t total)>;
-
 struct LinearLayer {
   std::unique_ptr<PreparedWeight> weight;
   Tensor bias;
@@ -51,9 +46,6 @@ struct LinearLayer {
 struct DitBlock {
   LinearLayer qkv, proj, fc1, fc2, modulation;
 };
-
-// What happened on the way, for tests and for people who look inside: (name, values).
-using Probe = std::function<void(const std::string& name, const Tensor& value)>;
 
 class Dit {
  public:

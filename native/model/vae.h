@@ -5,15 +5,11 @@
 #include <string>
 
 #include "core/rng.h"
+#include "model/callbacks.h"
 #include "model/vae_layers.h"
 #include "ops/ops.h"
 
 namespace dit {
-
-// Called between layers: throws to stop the work (cancellation).
-using Checkpoint = std::function<void()>;
-// What happened on the way, for tests and for people who look inside: (name, values).
-using Probe = std::function<void(const std::string& name, const Tensor& value)>;
 
 // AutoencoderKL, the autoencoder of latent diffusion. Images and latents of callers are in host
 // memory. One image after another passes through the network, so neither the memory nor the bits

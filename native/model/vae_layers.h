@@ -1,13 +1,13 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "core/arena.h"
+#include "model/callbacks.h"
 #include "model/weights.h"
 #include "ops/ops.h"
 
@@ -91,9 +91,6 @@ VaeLayers describeVae(const VaeConfig& config);
 
 // The parameters of all layers under diffusers' (new) names, in the order of a checkpoint.
 std::vector<ParamSpec> vaeParams(const VaeConfig& config);
-
-// Called while weights are prepared: bytes done, bytes in all.
-using LoadProgress = std::function<void(int64_t done, int64_t total)>;
 
 // Gives all layers their values; biases and norms go to the buffer that is returned.
 DeviceBuffer loadVae(VaeLayers& layers, Ops& ops, WeightSource& source, Precision precision,
