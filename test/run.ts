@@ -4,7 +4,7 @@
 //
 //   types    tsc, over the sources and the tests
 //   dist     the TypeScript build, which some tests load
-//   native   the C++ tests, build/Release/dit_native_test
+//   native   the C++ tests, build/Release/dit_native_test (the full suite: with --full)
 //   files    test/**/*.test.ts, each in a process of its own, one at a time: native code uses all cores
 //
 // Suites: `default` runs all but *.full.test.ts; `full` runs those too; `fast` leaves out the files
@@ -166,8 +166,9 @@ function judgeNative(ended: Ended): Result {
   return result(passed, failed, badEnd(ended, kNativeLimit), problem)
 }
 
-function nativeStep(executable: string): Step {
-  return { name: 'native', limit: kNativeLimit, command: [executable], judge: judgeNative }
+function nativeStep(executable: string, suite: string): Step {
+  const command = suite === 'full' ? [executable, '--full'] : [executable]
+  return { name: 'native', limit: kNativeLimit, command, judge: judgeNative }
 }
 
 function scriptStep(name: string, ...args: string[]): Step {
@@ -190,7 +191,7 @@ function steps(options: { suite: string; dir?: string; native?: string }): Step[
     all.push(scriptStep('dist', 'scripts/build-ts.mjs'))
   }
   if (dir === undefined || native !== undefined) {
-    all.push(nativeStep(native ?? path.join(root, 'build/Release/dit_native_test')))
+    all.push(nativeStep(native ?? path.join(root, 'build/Release/dit_native_test'), suite))
   }
   const files = testFiles(path.resolve(dir ?? path.join(root, 'test')))
     .filter((file) => suite === 'full' || !file.endsWith('.full.test.ts'))

@@ -163,6 +163,9 @@ test('the native executable', () => {
   assert.is(native('echo 0 passed, 0 failed').last, '0 passed, 1 failed')
   assert.is(native('echo 7 passed, 0 failed; exit 3').last, '7 passed, 1 failed')
   assert.is(native('echo 7 passed, 0 failed; echo and more').last, '0 passed, 1 failed')
+  const full = { native: '#!/bin/sh\ntest "$*" = --full && echo 7 passed, 0 failed\n' }
+  assert.is(run(full, '--suite=full').last, '7 passed, 0 failed')
+  assert.is(run(full).last, '0 passed, 1 failed')
   assert.match(native('kill -ABRT $$').output, /killed by SIGABRT/)
   assert.match(run({}, '--native=/nowhere').output, /\/nowhere is not built/)
 })

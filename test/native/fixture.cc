@@ -71,6 +71,20 @@ const Tensor& Fixture::at(const std::string& tensor) const {
   fail(ErrorCode::Format, name_, " has no '", tensor, "', only", names);
 }
 
+Tensor FixtureWeights::read(const std::string& name, bool keepBf16) {
+  const Tensor& stored = file_.at(name);
+  DIT_CHECK(stored.dtype == DType::F32, ErrorCode::Format, name, " is not F32");
+  if (!asBf16_) return stored;
+  narrow_.clear();
+  wide_.clear();
+  for (int64_t i = 0; i < stored.count(); i++) {
+    narrow_.push_back(floatToBf16(stored.as<float>()[i]));
+    wide_.push_back(bf16ToFloat(narrow_.back()));
+  }
+  if (keepBf16) return {narrow_.data(), DType::BF16, stored.shape};
+  return {wide_.data(), DType::F32, stored.shape};
+}
+
 Tolerance suggestedTolerance(std::string_view fixture, const std::string& tensor) {
   const Json manifest = readJson(fixturePath("manifest.json"));
   const Json& entry = manifest.at(fixture).at("tensors").at(tensor);

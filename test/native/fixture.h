@@ -8,6 +8,7 @@
 
 #include "core/tensor.h"
 #include "json.h"
+#include "model/weights.h"
 
 namespace dit::test {
 
@@ -36,6 +37,25 @@ class Fixture {
   std::string name_;
   std::vector<std::byte> bytes_;
   std::map<std::string, Tensor> tensors_;
+};
+
+// The weights of a network from a fixture. With `asBf16` it behaves like a file of bf16 weights.
+class FixtureWeights : public WeightSource {
+ public:
+  explicit FixtureWeights(std::string_view name, bool asBf16 = false)
+      : file_(name), asBf16_(asBf16) {}
+
+  using WeightSource::read;
+  const Fixture& file() const { return file_; }
+  bool has(const std::string& name) const override { return file_.has(name); }
+  Shape shape(const std::string& name) const override { return file_.at(name).shape; }
+  Tensor read(const std::string& name, bool keepBf16) override;
+
+ private:
+  Fixture file_;
+  bool asBf16_;
+  std::vector<float> wide_;
+  std::vector<uint16_t> narrow_;
 };
 
 // How far a tensor may be from what is expected: `rel L2` is ||got - want|| / ||want||, in float64

@@ -114,6 +114,7 @@ class Test {
 enum class CaseKind {
   Plain,
   Kernel,  // of native/cpu/simd: on the CPU it runs once for each instruction set there is
+  Full,    // of a full-size network, slow: runs with --full only
   Bench
 };
 
@@ -167,6 +168,7 @@ std::string expectError(Test& test, const char* file, int line, ErrorCode code,
 
 #define DIT_CASE(name) DIT_CASE_AS(Plain, name)
 #define DIT_KERNEL_CASE(name) DIT_CASE_AS(Kernel, name)
+#define DIT_FULL_CASE(name) DIT_CASE_AS(Full, name)
 #define DIT_BENCH(name) DIT_CASE_AS(Bench, name)
 
 // A block that calls addCase in loops.

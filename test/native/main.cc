@@ -1,11 +1,13 @@
 // dit_native_test: the C++ tests and benchmarks.
 //
-//   dit_native_test [--list] [--bench] [--device cpu] [--threads n] [--isa name] [filter ...]
+//   dit_native_test [--list] [--full | --bench] [--device cpu] [--threads n] [--isa name]
+//                   [filter ...]
 //
 // Runs the cases whose names contain one of the filters (all without a filter) and prints each
-// failed check with its file and line, last `N passed, N failed`. --bench runs the benchmarks
-// instead. Cases of the CPU's own kernels run once for each instruction set that this processor
-// has; --isa names one, for those, for all other cases and for benchmarks.
+// failed check with its file and line, last `N passed, N failed`. --full runs the slow cases too,
+// those of full-size networks; --bench runs the benchmarks instead. Cases of the CPU's own kernels
+// run once for each instruction set that this processor has; --isa names one, for those, for all
+// other cases and for benchmarks.
 #include <algorithm>
 #include <charconv>
 #include <cstdio>
@@ -28,7 +30,7 @@ namespace {
 constexpr int kUsageError = 2;
 
 struct Arguments {
-  bool list = false, bench = false;
+  bool list = false, full = false, bench = false;
   Options options;
   std::string isa;
   std::vector<std::string_view> filters;
@@ -40,6 +42,8 @@ bool parse(int argc, char** argv, Arguments& arguments) {
     const std::string_view value = i + 1 < argc ? argv[i + 1] : "";
     if (name == "--list") {
       arguments.list = true;
+    } else if (name == "--full") {
+      arguments.full = true;
     } else if (name == "--bench") {
       arguments.bench = true;
     } else if (name == "--device" && !value.empty()) {
@@ -77,6 +81,7 @@ std::vector<Run> plan(const Arguments& arguments) {
   std::vector<Run> runs;
   for (const Case& c : dit::test::registry()) {
     if ((c.kind == CaseKind::Bench) != arguments.bench) continue;
+    if (c.kind == CaseKind::Full && !arguments.full) continue;
     if (c.kind == CaseKind::Kernel && arguments.isa.empty() && arguments.options.device == "cpu") {
       for (const char* isa : dit::cpu::supportedIsas())
         runs.push_back({&c, c.name + "/" + isa, isa});
@@ -106,8 +111,8 @@ int main(int argc, char** argv) {
   Arguments arguments;
   if (!parse(argc, argv, arguments)) {
     std::fprintf(stderr,
-                 "usage: %s [--list] [--bench] [--device cpu] [--threads n] [--isa name] "
-                 "[filter ...]\n",
+                 "usage: %s [--list] [--full | --bench] [--device cpu] [--threads n] "
+                 "[--isa name] [filter ...]\n",
                  argv[0]);
     return kUsageError;
   }
