@@ -48,7 +48,16 @@ export function parseConfigInput(value: unknown, name = 'config'): DiTConfigInpu
       throw invalidOption(name, `one of ${[...presets.keys()].join(', ')}`, value)
     return preset
   }
-  const parsed = v.safeParse(v.strictObject(inputEntries), value)
+  const known = Object.keys(inputEntries)
+  const keys = typeof value === 'object' && value !== null ? Object.keys(value) : []
+  const stray = keys.find((key) => !known.includes(key))
+  if (stray !== undefined) {
+    throw new DiTError(
+      'ERR_DIT_OPTION',
+      `${name} has no field ${show(stray)}, only ${known.join(', ')}`,
+    )
+  }
+  const parsed = v.safeParse(v.object(inputEntries), value)
   if (parsed.success) return compact(parsed.output)
   const issue = parsed.issues[0]
   const path = v.getDotPath(issue)

@@ -25,7 +25,7 @@ const maxListed = 12
  * Picks the tensors of `specs` from a file, in that order.
  *
  * Throws one ERR_DIT_FORMAT that names every missing, extra and mis-shaped tensor by the file's own
- * names (a long list is cut), followed by `hints`.
+ * names (a long list is cut), after `hints`.
  */
 export function matchTensors(
   file: string,
@@ -77,8 +77,8 @@ export function matchTensors(
   if (problems.length > 0) {
     const text = [
       `the tensors are not those of the model (${naming.kind} names)`,
-      ...problems,
       ...hints,
+      ...problems,
     ]
     throw new DiTError('ERR_DIT_FORMAT', `${file}: ${text.join('\n  ')}`)
   }

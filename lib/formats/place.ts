@@ -108,8 +108,11 @@ function required(place: Place, name: string): string {
 
 const shardPattern = /-(\d{5})-of-(\d{5})\.(safetensors|bin)$/
 
+/** What diffusers and transformers call a model's weights. */
+const usualNames = ['diffusion_pytorch_model', 'model', 'pytorch_model']
+
 /**
- * The weights in a folder of a place ('' or 'name/'): under diffusers' usual name, or the only
+ * The weights in a folder of a place ('' or 'name/'): under a usual name, or the only
  * checkpoint. safetensors are preferred to torch files of the same name.
  */
 function findWeights(place: Place, folder: string): string[] | undefined {
@@ -117,8 +120,9 @@ function findWeights(place: Place, folder: string): string[] | undefined {
     .filter((name) => name.startsWith(folder) && !name.slice(folder.length).includes('/'))
     .sort()
   for (const extension of ['safetensors', 'bin']) {
-    const usual = `${folder}diffusion_pytorch_model.${extension}`
-    if (place.files.has(usual)) return [usual]
+    const usual = usualNames.map((name) => `${folder}${name}.${extension}`)
+    const file = usual.find((name) => place.files.has(name))
+    if (file !== undefined) return [file]
     const shards = names.filter((name) => shardPattern.exec(name)?.[3] === extension)
     if (shards.length > 0) return checkShards(place, shards)
   }

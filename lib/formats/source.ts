@@ -259,7 +259,10 @@ async function loadDit(
   }
 }
 
-async function loadVae(found: Found, { signal, vae }: ResolveOptions): Promise<LoadedSource['vae']> {
+async function loadVae(
+  found: Found,
+  { signal, vae }: ResolveOptions,
+): Promise<LoadedSource['vae']> {
   const component = found.selection.vae
   if (component === undefined) return undefined
   const files = component.weights.map((name) => localPath(found, name))
@@ -279,17 +282,13 @@ async function loadVae(found: Found, { signal, vae }: ResolveOptions): Promise<L
     ignoredInVae,
   )
   const description = `${describe(found, component)}${vae === undefined ? '' : ' (option vae)'}`
-  return {
-    config,
-    tensors: sources,
-    description } (option vae)` : description,
-  }
+  return { config, tensors: sources, description }
 }
 
 function describe(found: Found, { weights }: Component, choice?: string): string {
-  const more = weights.length > 1 ? ` and $weights.length - 1more` : ''
-  const which = choice === undefined ? '' : `, $choice === 'ema' ? 'EMA' : 'model'weights`
-  return `$path.join(found.place.name, weights[0] ?? '')$more$which`
+  const more = weights.length > 1 ? ` and ${weights.length - 1} more` : ''
+  const which = choice === undefined ? '' : `, ${choice === 'ema' ? 'EMA' : 'model'} weights`
+  return `${path.join(found.place.name, weights[0] ?? '')}${more}${which}`
 }
 
 interface Weights extends Checkpoint {
@@ -307,23 +306,19 @@ async function readWeights(files: readonly string[], options: ResolveOptions): P
   const [first] = read
   if (first === undefined) throw new DiTError('ERR_DIT_INTERNAL', 'no file to read')
   const tensors: TensorMap = new Map()
-  for (const part of read.flatMap((item) => [...item.tensors])) {
-    if (tensors.has(part[0]))
-      throw badFormat(part[1].file, `has $show(part[0]), as another part does`)
-    tensors.set(...part)
+  for (const [name, part] of read.flatMap((item) => [...item.tensors])) {
+    if (tensors.has(name)) throw badFormat(part.file, `it has ${show(name)}, as another part does`)
+    tensors.set(name, part)
   }
   return { ...first, tensors }
 }
 
 async function readFile(file: string, { weights }: ResolveOptions): Promise<Weights> {
-  if ((await kindOf(file)) === 'torch') {
-    return {
-      kind: 'torch',
-      metadata: new Map(),
-      ...selectWeights(file, await readTorch(file), weights),
-    }
+  if ((await kindOf(file)) === 'safetensors') {
+    return { kind: 'safetensors', args: new Map(), ...(await readSafetensors(file)) }
   }
-  return { kind: 'safetensors', args: new Map(), ...(await readSafetensors(file)) }
+  const checkpoint = selectWeights(file, await readTorch(file), weights)
+  return { kind: 'torch', metadata: new Map(), ...checkpoint }
 }
 
 /** A file's kind by its first bytes; by its name when these say nothing. */
@@ -336,7 +331,7 @@ async function kindOf(file: string): Promise<'safetensors' | 'torch'> {
     throw fileError(file, 'read', cause)
   }
   if (start.subarray(0, 4).equals(Buffer.from('PK\x03\x04'))) return 'torch'
-  if (start[8] === 0x7b) return 'safetensors'
+  if (start[8] === 0x7b) return 'safetensors' // the '{' after the header's length
   if (/\.(pt|pth|bin|ckpt)$/.test(file)) return 'torch'
   if (file.endsWith('.safetensors')) return 'safetensors'
   throw badFormat(
@@ -356,13 +351,12 @@ async function checkCopies(copies: Matched['copies']): Promise<void> {
       first.dtype === copy.dtype &&
       sameShape(first.strides, copy.strides) &&
       (await readStart(first, length)).equals(await readStart(copy, length))
-    if (!same) {
-      throw badFormat(
-        copy.file,
-        `${name} differs from the same tensor of block 0. A DiT has one timestep and one label embedder; ` +
-          'these were trained apart, which only diffusers can run',
-      )
-    }
+    if (same) continue
+    throw badFormat(
+      copy.file,
+      `${name} differs from the same tensor of block 0. A DiT has one timestep and one label ` +
+        'embedder; these were trained apart, which only diffusers can run',
+    )
   }
 }
 
