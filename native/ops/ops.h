@@ -61,7 +61,7 @@ struct LinearArgs {
   Tensor bias;  // [N] F32
   Tensor y;     // [R, M, N] act or F32; may be a slice of columns
   Epilogue epilogue = Epilogue::Bias;
-  RowVector gate;        // N values a row
+  RowVector gate = {};   // N values a row
   Tensor residual = {};  // [R, M, N] of y's type (may be y itself), or [1, M, N] F32 for all rows
 };
 
