@@ -47,6 +47,7 @@ struct LinearWeightArgs {
 struct ConvWeightArgs {
   Tensor values;  // [Co, Ci, kh, kw] F32 or BF16, host memory, contiguous
   Precision precision;
+  bool upsample = false;  // conv2d will be asked to upsample: a 3 x 3 kernel is made ready for it
 };
 
 // R products of M rows each. Each product stands alone, so its bits do not depend on R.
