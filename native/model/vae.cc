@@ -90,7 +90,7 @@ class Vae::Pass {
   // Twice the height and width: nearest neighbour, then a convolution.
   void upsample(const ConvLayer& layer) {
     const Tensor y = makeThere(act_, {1, 2 * x_.shape[1], 2 * x_.shape[2], layer.out});
-    conv(layer, x_, y, /*residual=*/{}, /*upsample=*/true);
+    conv(layer, x_, y);
     moveTo(y);
   }
 
@@ -162,8 +162,7 @@ class Vae::Pass {
     operation();
   }
 
-  void conv(const ConvLayer& layer, const Tensor& x, const Tensor& y, const Tensor& residual = {},
-            bool upsample = false) {
+  void conv(const ConvLayer& layer, const Tensor& x, const Tensor& y, const Tensor& residual = {}) {
     const int64_t pad = layer.kernel / 2;
     step([&] {
       ops_.conv2d({.x = x,
@@ -175,7 +174,7 @@ class Vae::Pass {
                    .padLeft = pad,
                    .padBottom = pad,
                    .padRight = pad,
-                   .upsample = upsample});
+                   .upsample = layer.upsample});
     });
   }
 

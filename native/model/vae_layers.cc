@@ -48,7 +48,7 @@ VaeMiddle middle(const std::string& name, int64_t channels, bool attention) {
 }
 
 // `channels`: of each level, in the order in which an image passes through them.
-std::vector<VaeLevel> levels(const std::string& name, const std::string& resample, int64_t in,
+std::vector<VaeLevel> levels(const std::string& name, bool upsample, int64_t in,
                              const std::vector<int64_t>& channels, int64_t resnets) {
   std::vector<VaeLevel> result;
   for (size_t i = 0; i < channels.size(); i++) {
@@ -59,7 +59,9 @@ std::vector<VaeLevel> levels(const std::string& name, const std::string& resampl
       layers.resnets.push_back(resnet(level + ".resnets." + std::to_string(j), j ? out : in, out));
     }
     if (i + 1 < channels.size()) {
-      layers.resample = convLayer(level + "." + resample + ".0.conv", out, out);
+      const char* resample = upsample ? ".upsamplers.0.conv" : ".downsamplers.0.conv";
+      layers.resample = convLayer(level + resample, out, out);
+      layers.resample->upsample = upsample;
     }
     result.push_back(std::move(layers));
     in = out;
@@ -179,7 +181,8 @@ class Loader {
       joined = join(params.weights);
       values = Tensor(joined.data(), DType::F32, shape);
     }
-    layer.weight = ops_.prepareConv({.values = values, .precision = precision_});
+    layer.weight =
+        ops_.prepareConv({.values = values, .precision = precision_, .upsample = layer.upsample});
     advance(shape.count());
     layer.bias = loadVector(params.biases);
   }
@@ -226,13 +229,13 @@ VaeLayers describeVae(const VaeConfig& config) {
 
   VaeLayers layers;
   layers.encoder = {.convIn = convLayer("encoder.conv_in", config.inChannels, fine),
-                    .levels = levels("encoder.down_blocks", "downsamplers", fine, channels,
+                    .levels = levels("encoder.down_blocks", /*upsample=*/false, fine, channels,
                                      config.layersPerBlock),
                     .middle = middle("encoder.mid_block", coarse, config.midAttention),
                     .normOut = normLayer("encoder.conv_norm_out", coarse),
                     .convOut = convLayer("encoder.conv_out", coarse, 2 * latent)};
   layers.decoder = {.convIn = convLayer("decoder.conv_in", latent, coarse),
-                    .levels = levels("decoder.up_blocks", "upsamplers", coarse, reversed,
+                    .levels = levels("decoder.up_blocks", /*upsample=*/true, coarse, reversed,
                                      config.layersPerBlock + 1),
                     .middle = middle("decoder.mid_block", coarse, config.midAttention),
                     .normOut = normLayer("decoder.conv_norm_out", fine),

@@ -36,7 +36,8 @@ struct ConvLayer {
   std::vector<std::string> names;
   int64_t in = 0, out = 0;  // channels; `out` of all names together
   int64_t kernel = 3;
-  bool linear = false;  // the checkpoint has [out, in], not [out, in, 1, 1]
+  bool linear = false;    // the checkpoint has [out, in], not [out, in, 1, 1]
+  bool upsample = false;  // of an image that is first doubled in height and width
   std::unique_ptr<PreparedWeight> weight = {};
   Tensor bias = {};
 };

@@ -28,7 +28,8 @@ class NaiveBf16Backend : public Backend {
     std::vector<float> copy(values, values + args.values.count());
     round(copy);
     return inner_->prepareConv({.values = Tensor(copy.data(), DType::F32, args.values.shape),
-                                .precision = args.precision});
+                                .precision = args.precision,
+                                .upsample = args.upsample});
   }
   void conv2d(const Conv2dArgs& args) override {
     inner_->conv2d(args);
