@@ -2,8 +2,14 @@
 // Plain data in, events out; every call returns at once. Errors thrown by a call and those of
 // failed jobs carry a code of errors.ts.
 
-import type { DiTConfig, DType, ScheduleConfig, TensorSource, VaeConfig } from './lib/formats/types.js'
 import type { DiTErrorCode } from './lib/errors.js'
+import type {
+  DiTConfig,
+  DType,
+  ScheduleConfig,
+  TensorSource,
+  VaeConfig,
+} from './lib/formats/types.js'
 
 export type Precision = 'fp32' | 'tf32' | 'bf16'
 
@@ -71,13 +77,28 @@ export interface SaveRequest {
   path: string
   header: Uint8Array // length and JSON, as safetensors has them
   part: 'dit' | 'vae'
-  tensors: { name: string; rowBegin: number; rowEnd: number; dtype: Extract<DType, 'F32' | 'BF16'> }[]
+  tensors: {
+    name: string
+    rowBegin: number
+    rowEnd: number
+    dtype: Extract<DType, 'F32' | 'BF16'>
+  }[]
 }
 
 // Image data: [n, height, width, channels] bytes. Float data: row-major, `shape`.
 export type JobEvent =
   | { kind: 'progress'; job: number; done: number; total: number }
-  | { kind: 'preview'; job: number; image: number; done: number; total: number; bytes: Uint8Array; height: number; width: number; channels: number }
+  | {
+      kind: 'preview'
+      job: number
+      image: number
+      done: number
+      total: number
+      bytes: Uint8Array
+      height: number
+      width: number
+      channels: number
+    }
   | {
       kind: 'done'
       job: number
@@ -90,7 +111,7 @@ export type JobEvent =
       sampleSeconds: number
       decodeSeconds: number
     }
-  | { kind: 'failed'; job: number; code: DiTErrorCode; message: string }
+  | { kind: 'failed'; job: number; code: DiTErrorCode | 'ERR_DIT_ABORTED'; message: string }
 
 /** A model and its thread. `listener` is called on the JS thread with every event of every job. */
 export class Model {
@@ -110,7 +131,7 @@ export class Model {
 export interface DeviceInfo {
   device: string // 'cpu'
   name: string // of the processor
-  isa: string
+  isa: string // 'generic', 'avx2', 'avx512', 'avx512bf16'
   precisions: Precision[]
   memoryBytes: number
   threads: number
@@ -119,6 +140,9 @@ export interface DeviceInfo {
 export function devices(): DeviceInfo[]
 
 /** The tables of a respaced schedule (float64), as the samplers use them. */
-export function schedule(config: ScheduleConfig, spacing: string): Record<string, Float64Array> & { timestepMap: Float64Array }
+export function schedule(
+  config: ScheduleConfig,
+  spacing: string,
+): Record<string, Float64Array> & { timestepMap: Float64Array }
 
 export const version: string

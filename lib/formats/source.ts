@@ -31,6 +31,7 @@ import { defaultSchedule, parseOwnSchedule, parseScheduleJson } from './schedule
 import { elementCount, sameShape, type TensorMap } from './tensor.js'
 import { readTorch } from './torch.js'
 import {
+  type DiTConfig,
   itemSize,
   type LoadedSource,
   type ResolveOptions,
@@ -80,15 +81,41 @@ export async function resolveSource(
   const loaded = await loadDit(found, given, options)
   const vaeFound = vae === undefined ? found : await locate(vae, { dit: false, vae: true }, options)
   const decoder = await loadVae(vaeFound, options)
-  if (decoder !== undefined && decoder.config.latentChannels !== loaded.dit.config.channels) {
-    throw new DiTError(
-      'ERR_DIT_FORMAT',
-      `The VAE of ${decoder.description} makes latents of ${decoder.config.latentChannels} channels, the ` +
-        `model of ${loaded.description} takes ${loaded.dit.config.channels}`,
-    )
-  }
+  if (decoder !== undefined) checkChannels(decoder, loaded.dit.config, loaded.description)
   options.signal?.throwIfAborted()
   return { ...loaded, ...(decoder === undefined ? {} : { vae: decoder }) }
+}
+
+/**
+ * The VAE alone of a folder, a file or a Hugging Face id, for a model of the given size. As
+ * `resolveSource` finds it for the option `vae`, with the same errors.
+ *
+ * @example
+ * const vae = await resolveVae('stabilityai/sd-vae-ft-ema', completeConfig('DiT-XL/2'))
+ */
+export async function resolveVae(
+  source: string,
+  config: DiTConfig,
+  options: Pick<ResolveOptions, 'signal' | 'onProgress'> = {},
+): Promise<NonNullable<LoadedSource['vae']>> {
+  const found = await locate(source, { dit: false, vae: true }, options)
+  const vae = await loadVae(found, { ...options, vae: source })
+  if (vae === undefined) throw new DiTError('ERR_DIT_INTERNAL', 'no VAE was looked for')
+  checkChannels(vae, config, 'the option config')
+  return vae
+}
+
+function checkChannels(
+  vae: NonNullable<LoadedSource['vae']>,
+  { channels }: DiTConfig,
+  model: string,
+): void {
+  if (vae.config.latentChannels === channels) return
+  throw new DiTError(
+    'ERR_DIT_FORMAT',
+    `The VAE of ${vae.description} makes latents of ${vae.config.latentChannels} channels, the model of ` +
+      `${model} takes ${channels}`,
+  )
 }
 
 /** A place with the files chosen from it, all of them on this machine. */

@@ -1,0 +1,405 @@
+import type { ModelSpec } from '../bindings.js'
+import { Channel } from './channel.js'
+import { type DeviceInfo, listDevices } from './devices.js'
+import { DiTError, invalidOption } from './errors.js'
+import type { ImagesEvent, LatentsEvent, PreviewEvent, ProgressEvent } from './events.js'
+import type { DiTConfig, DiTConfigInput, ScheduleConfig, VaeConfig } from './formats/types.js'
+import { type Pixels, type RawImage, splitImages } from './image.js'
+import type { Engine } from './jobs.js'
+import { type ClassNames, type Label, resolveLabels } from './labels.js'
+import {
+  type Described,
+  describeFresh,
+  describeSource,
+  openEngine,
+  type SourceInfo,
+} from './loading.js'
+import * as options from './options.js'
+import { bytesOf, checkTimesteps, imageFloats, tensorOf } from './payloads.js'
+import {
+  downscale,
+  jobRanges,
+  type Latents,
+  labelFields,
+  planSample,
+  relay,
+  resolveGuidance,
+  resolveGuidanceChannels,
+  seedsFrom,
+} from './sampling.js'
+import { saveModel } from './save.js'
+import { checkTensor, concatenate, slice, type Tensor } from './tensor.js'
+
+/** Memory of a model on its device, in bytes. */
+export interface MemoryInfo {
+  weights: number
+  vae: number
+  activations: number
+  total: number
+}
+
+/** What `dit.stream` yields. The last one has the type 'images', or 'latents'. */
+export type StreamEvent = ProgressEvent | PreviewEvent | ImagesEvent | LatentsEvent
+
+/** Arguments of `dit.denoise`. */
+export interface DenoiseOptions {
+  /** Noisy latents [n, channels, height, width]. */
+  x: Tensor
+  /** Timesteps, 0 to T - 1, may be fractional: one for all, or n. */
+  t: number | ArrayLike<number>
+  /** Labels: one for all, or n. */
+  y: Label | readonly Label[]
+  /** Scale of classifier-free guidance. Default 1: none. */
+  guidance?: number
+  /** As for `dit.sample`. */
+  guidanceChannels?: number | 'all'
+  signal?: AbortSignal
+}
+
+/**
+ * A Diffusion Transformer, its VAE if it has one, and the thread that runs them.
+ *
+ * @example
+ * const dit = await DiT.load('facebook/DiT-XL-2-256')
+ * const [image] = await dit.sample('golden retriever', { steps: 25, guidance: 4, seed: 1 })
+ * await image.toFile('golden-retriever.png')
+ * await dit.close()
+ */
+export class DiT {
+  /** The size of the model. */
+  readonly config: Readonly<DiTConfig>
+  /** The diffusion process it was trained with. */
+  readonly schedule: Readonly<ScheduleConfig>
+  /** What it runs on: `'cpu'`. */
+  readonly device: string
+  readonly precision: options.Precision
+  readonly source: Readonly<SourceInfo>
+  /** Names of the classes by number; empty when the model came without. */
+  readonly classNames: ClassNames
+  /** The size of the VAE; undefined for a model of pixels. */
+  readonly vae: Readonly<VaeConfig> | undefined
+  readonly #engine: Engine
+  readonly #spec: ModelSpec
+
+  private constructor(engine: Engine, { spec, source, classNames }: Described) {
+    this.#engine = engine
+    this.#spec = spec
+    this.config = spec.dit.config
+    this.schedule = spec.schedule
+    this.vae = spec.vae?.config
+    this.device = spec.device
+    this.precision = spec.precision
+    this.source = source
+    this.classNames = classNames
+  }
+
+  /**
+   * Loads a model.
+   *
+   * @param source A diffusers folder (safetensors or .bin), a .safetensors file with official or
+   * diffusers names, an official .pt checkpoint, a Hugging Face id, or 'demo'.
+   *
+   * Rejects with a DiTError: ERR_DIT_FILE when something cannot be found, read or downloaded,
+   * ERR_DIT_FORMAT when a file is damaged or holds no DiT, ERR_DIT_OPTION for a wrong option,
+   * ERR_DIT_DEVICE when the device or the precision is not to be had here, ERR_DIT_OOM,
+   * ERR_DIT_PLATFORM; with `signal.reason` after an abort.
+   *
+   * @example
+   * const dit = await DiT.load('checkpoints/0400000.pt', { vae: 'stabilityai/sd-vae-ft-ema' })
+   */
+  static async load(source: string, loadOptions: options.LoadOptions = {}): Promise<DiT> {
+    const given = options.check(options.loadSchema, loadOptions)
+    return DiT.#open(await describeSource(source, given), given)
+  }
+
+  /**
+   * A fresh model, initialised as in the paper (Peebles & Xie 2022, section 4): its last layer and
+   * all modulation are zero, so it predicts zero until it is trained.
+   *
+   * @param config A preset, `'DiT-{S,B,L,XL}/{2,4,8}'` (32×32×4 latents, 1000 classes), or an object:
+   * `depth`, `hidden` and `heads` are needed, the rest has the preset's values.
+   *
+   * @example
+   * const dit = await DiT.create({ depth: 4, hidden: 128, heads: 4, latentSize: 16, channels: 1, numClasses: 10 })
+   */
+  static async create(
+    config: DiTConfigInput | string,
+    createOptions: options.CreateOptions = {},
+  ): Promise<DiT> {
+    const given = options.check(options.createSchema, createOptions)
+    return DiT.#open(await describeFresh(config, given), given)
+  }
+
+  /**
+   * The devices of this machine: what can be used, with its memory and precisions, and why not what
+   * cannot.
+   *
+   * @example
+   * for (const device of await DiT.devices()) console.log(device)
+   */
+  static async devices(): Promise<DeviceInfo[]> {
+    return listDevices()
+  }
+
+  static async #open(
+    described: Described,
+    given: Pick<options.LoadOptions, 'signal' | 'onProgress'>,
+  ): Promise<DiT> {
+    return new DiT(await openEngine(described.spec, given), described)
+  }
+
+  /** Memory in use now. Throws ERR_DIT_CLOSED after `close`. */
+  memory(): MemoryInfo {
+    const {
+      weightBytes: weights,
+      vaeBytes: vae,
+      activationBytes: activations,
+    } = this.#engine.info()
+    return { weights, vae, activations, total: weights + vae + activations }
+  }
+
+  /**
+   * Makes one image per label. Images of all calls share the model's rounds; what shares them never
+   * changes a bit of an image: the same seed, options, device and precision make the same image.
+   *
+   * @param labels A class number, a class name (exact, then ignoring case, then as one of the
+   * comma-separated synonyms of a name), or an embedding; or an array of them.
+   *
+   * Rejects with ERR_DIT_OPTION or ERR_DIT_SHAPE for a wrong argument, ERR_DIT_CLOSED, ERR_DIT_OOM;
+   * with `signal.reason` after an abort.
+   *
+   * @example
+   * const images = await dit.sample([207, 'tabby cat'], { sampler: 'ddim', steps: 50, seed: 7 })
+   */
+  sample(
+    labels: Label | readonly Label[],
+    sampleOptions: options.SampleOptions & { output: 'latent' },
+  ): Promise<Latents>
+  sample(
+    labels: Label | readonly Label[],
+    sampleOptions?: options.SampleOptions & { output?: 'image' },
+  ): Promise<RawImage[]>
+  sample(
+    labels: Label | readonly Label[],
+    sampleOptions?: options.SampleOptions,
+  ): Promise<RawImage[] | Latents>
+  async sample(
+    labels: Label | readonly Label[],
+    sampleOptions: options.SampleOptions = {},
+  ): Promise<RawImage[] | Latents> {
+    const given = options.check(options.sampleSchema, sampleOptions)
+    const last = await this.#sample(labels, given)
+    return last.type === 'images' ? last.images : last.latents
+  }
+
+  /**
+   * The same as `sample`, as events: progress after every step, previews every `preview` steps, last
+   * the images. Leaving the loop cancels the work.
+   *
+   * @example
+   * for await (const event of dit.stream([207], { preview: 5 })) {
+   *   if (event.type === 'progress') console.log(`${event.step} of ${event.steps}`)
+   *   if (event.type === 'preview') await event.image.toFile(`step${event.step}.png`)
+   *   if (event.type === 'images') await event.images[0].toFile('out.png')
+   * }
+   */
+  async *stream(
+    labels: Label | readonly Label[],
+    sampleOptions: options.SampleOptions = {},
+  ): AsyncGenerator<StreamEvent, void, undefined> {
+    const given = options.check(options.sampleSchema, sampleOptions)
+    const left = new AbortController()
+    const events = new Channel<StreamEvent>()
+    const onProgress = (event: ProgressEvent | PreviewEvent) => {
+      given.onProgress?.(event)
+      events.push(event)
+    }
+    const signal = given.signal ? AbortSignal.any([given.signal, left.signal]) : left.signal
+    this.#sample(labels, { ...given, signal, onProgress }).then(
+      (last) => {
+        events.push(last)
+        events.end()
+      },
+      (error) => events.fail(error),
+    )
+    try {
+      yield* events
+    } finally {
+      left.abort()
+    }
+  }
+
+  async #sample(
+    labels: Label | readonly Label[],
+    given: options.SampleOptions,
+  ): Promise<ImagesEvent | LatentsEvent> {
+    const { requests, made } = planSample(this, labels, given)
+    const all = made.flat()
+    const done = await this.#engine.runAll(
+      requests.map((request) => (model) => model.sample(request)),
+      {
+        signal: given.signal,
+        ...(given.onProgress && { onEvent: relay(requests, made, given.onProgress) }),
+      },
+    )
+    const seconds = {
+      sampleSeconds: Math.max(...done.map((event) => event.sampleSeconds)),
+      decodeSeconds: done.reduce((sum, event) => sum + event.decodeSeconds, 0),
+    }
+    if (given.output === 'latent') {
+      const latents = concatenate(done.map(tensorOf))
+      const of = { seeds: all.map(({ seed }) => seed), labels: all.map(({ label }) => label) }
+      return { type: 'latents', latents: { ...latents, ...of }, ...seconds }
+    }
+    const images = done.flatMap((event, part) => splitImages(bytesOf(event), made[part] ?? []))
+    return { type: 'images', images, ...seconds }
+  }
+
+  /**
+   * One evaluation of the model: the predicted noise, and the variance after it where the model
+   * learned one: [n, channels or 2 * channels, height, width].
+   *
+   * With `guidance`, the guided channels of the noise are those of classifier-free guidance, the
+   * others those of the labels.
+   *
+   * @example
+   * const { data, shape } = await dit.denoise({ x, t: 999, y: 207 })
+   */
+  async denoise(denoiseOptions: DenoiseOptions): Promise<Tensor> {
+    const given = options.check(options.denoiseSchema, denoiseOptions, 'the argument')
+    const { config } = this
+    const [height, width] = config.latentSize
+    const x = checkTensor('x', given.x, ['n', config.channels, height, width])
+    const n = x.shape[0] as number
+    const t = checkTimesteps(given.t, n, this.schedule.steps)
+    const labels = Array.isArray(given.y) ? given.y : Array.from({ length: n }, () => given.y)
+    if (labels.length !== n) {
+      throw new DiTError('ERR_DIT_SHAPE', `Expected ${n} labels for y but got ${labels.length}`)
+    }
+    const resolved = resolveLabels(labels, config, this.classNames, 'y')
+    const common = {
+      guidance: resolveGuidance(given.guidance ?? 1, config),
+      guidanceChannels: resolveGuidanceChannels(given.guidanceChannels, config),
+    }
+    const bytes = 4 * config.channels * (config.learnSigma ? 2 : 1) * height * width
+    const done = await this.#engine.runAll(
+      jobRanges(n, bytes).map(([begin, end]) => (model) => {
+        return model.denoise({
+          ...common,
+          ...labelFields(resolved, begin, end),
+          n: end - begin,
+          x: slice(x, begin, end),
+          timesteps: t.slice(begin, end),
+        })
+      }),
+      { signal: given.signal },
+    )
+    return concatenate(done.map(tensorOf))
+  }
+
+  /**
+   * Latents [n, channels, height, width] to images, by the VAE. The latents are in the model's scale,
+   * as `sample` with `output: 'latent'` and `encode` give them; height and width may be any.
+   *
+   * @example
+   * const latents = await dit.sample([207, 360], { output: 'latent' })
+   * const images = await dit.decode(latents)
+   */
+  async decode(latents: Tensor, decodeOptions: options.DecodeOptions = {}): Promise<RawImage[]> {
+    const { signal } = options.check(options.decodeSchema, decodeOptions)
+    const vae = this.#needVae('decode')
+    checkTensor('latents', latents, ['n', vae.latentChannels, 'height', 'width'])
+    const [n = 0, , height = 0, width = 0] = latents.shape
+    const bytes = height * width * downscale(vae) ** 2 * vae.outChannels
+    const ranges = jobRanges(n, bytes)
+    const done = await this.#engine.runAll(
+      ranges.map(([begin, end]) => (model) => {
+        return model.decode({ n: end - begin, height, width, latents: slice(latents, begin, end) })
+      }),
+      { signal },
+    )
+    return done.flatMap((event, part) => {
+      const [begin, end] = ranges[part] as [number, number]
+      return splitImages(
+        bytesOf(event),
+        Array.from({ length: end - begin }, () => ({})),
+      )
+    })
+  }
+
+  /**
+   * Images to latents [n, channels, height, width] in the model's scale, by the VAE: the mean of its
+   * posterior, or with `sample` a draw from it. Sizes must be multiples of the VAE's factor (8 for the
+   * Stable Diffusion VAEs).
+   *
+   * @param images Pixels (a `RawImage`, or what sharp's `raw()` gives) of one size, or a Tensor
+   * [n, channels, height, width] with values from -1 to 1.
+   *
+   * @example
+   * const { data, info } = await sharp('dog.png').removeAlpha().raw().toBuffer({ resolveWithObject: true })
+   * const latents = await dit.encode({ data, ...info })
+   */
+  async encode(
+    images: Pixels | readonly Pixels[] | Tensor,
+    encodeOptions: options.EncodeOptions = {},
+  ): Promise<Tensor> {
+    const { sample = false, seed, signal } = options.check(options.encodeSchema, encodeOptions)
+    if (seed !== undefined && !sample) throw invalidOption('seed', 'nothing without sample', seed)
+    const vae = this.#needVae('encode')
+    const { n, height, width, floats } = imageFloats(images, vae)
+    const seeds = sample ? seedsFrom(seed, n) : undefined
+    const ranges = jobRanges(n, 4 * height * width * vae.inChannels)
+    const done = await this.#engine.runAll(
+      ranges.map(([begin, end]) => (model) => {
+        return model.encode({
+          n: end - begin,
+          height,
+          width,
+          images: floats(begin, end),
+          seeds: seeds ? new BigUint64Array(seeds.slice(begin, end)) : null,
+        })
+      }),
+      { signal },
+    )
+    return concatenate(done.map(tensorOf))
+  }
+
+  /**
+   * Writes the model: a folder in the diffusers layout, or, when `target` ends in .safetensors, one
+   * file with the official names (and without the VAE). A reader never sees a half-written model:
+   * everything is written beside the target first. What is loaded from it is the same, bit for bit.
+   *
+   * Rejects with ERR_DIT_FILE when it cannot be written, or when the target is a folder that holds
+   * something else than a model.
+   *
+   * @example
+   * const dit = await DiT.load('0400000.pt', { vae: 'stabilityai/sd-vae-ft-ema' })
+   * await dit.save('my-model')
+   */
+  async save(target: string, saveOptions: options.SaveOptions = {}): Promise<void> {
+    const given = options.check(options.saveSchema, saveOptions)
+    if (typeof target !== 'string' || target === '') throw invalidOption('target', 'a path', target)
+    await saveModel(this.#engine, this.#spec, this.classNames, target, given)
+  }
+
+  /**
+   * Ends the work under way, whose calls reject with ERR_DIT_CLOSED, and frees the memory. May be
+   * called at any time, and more than once.
+   */
+  close(): Promise<void> {
+    return this.#engine.close()
+  }
+
+  /** `await using dit = await DiT.load(…)` */
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close()
+  }
+
+  #needVae(what: string): VaeConfig {
+    if (this.vae) return this.vae
+    throw new DiTError(
+      'ERR_DIT_OPTION',
+      `${what} needs a VAE, and this model came without one. Load it with the option vae`,
+    )
+  }
+}

@@ -1,0 +1,35 @@
+export type { DeviceInfo } from './devices.js'
+export { type DenoiseOptions, DiT, type MemoryInfo, type StreamEvent } from './dit.js'
+export { DiTError, type DiTErrorCode } from './errors.js'
+export type {
+  ImagesEvent,
+  LatentsEvent,
+  PreviewEvent,
+  ProgressEvent,
+  Timings,
+} from './events.js'
+export type {
+  DiTConfig,
+  DiTConfigInput,
+  LoadProgress,
+  ScheduleConfig,
+  VaeConfig,
+  WeightsChoice,
+} from './formats/types.js'
+export { imageGrid, type Pixels, RawImage } from './image.js'
+export type { ClassNames, Label } from './labels.js'
+export type { SourceInfo } from './loading.js'
+export type {
+  CreateOptions,
+  DecodeOptions,
+  Device,
+  EncodeOptions,
+  LoadOptions,
+  ModelProgress,
+  Precision,
+  SampleOptions,
+  SaveOptions,
+  Seed,
+} from './options.js'
+export type { Latents } from './sampling.js'
+export type { Tensor } from './tensor.js'

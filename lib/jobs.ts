@@ -1,0 +1,187 @@
+import { setImmediate } from 'node:timers/promises'
+import type { JobEvent, Model, ModelInfo, SaveRequest } from '../bindings.js'
+import { DiTError, type DiTErrorCode, ditErrorCodes } from './errors.js'
+import { native } from './native.js'
+
+/** @internal */
+export type DoneEvent = Extract<JobEvent, { kind: 'done' }>
+/** @internal */
+export type RunningEvent = Extract<JobEvent, { kind: 'progress' | 'preview' }>
+
+/** Asks the native model for a job, whose number it returns. @internal */
+export type Start = (model: Model) => number
+
+interface Job {
+  /** Keeps the model from being collected while a job is under way. */
+  readonly engine: Engine
+  readonly onEvent?: (event: RunningEvent) => void
+  readonly settle: (error: unknown, done?: DoneEvent) => void
+}
+
+interface RunOptions {
+  signal?: AbortSignal | undefined
+  onEvent?: (event: RunningEvent) => void
+}
+
+/**
+ * A native model and its thread, its events turned into promises.
+ *
+ * @internal
+ */
+export class Engine {
+  readonly #model: Model
+  readonly #jobs = new Map<number, Job>()
+  #closed: Promise<void> | undefined
+
+  constructor() {
+    const { Model } = native()
+    // The native side holds the listener, so it must not hold the engine: a model that nobody
+    // refers to any more can then be collected, which frees its memory.
+    const jobs = this.#jobs
+    this.#model = new Model((event) => dispatch(jobs, event))
+  }
+
+  get closed(): boolean {
+    return this.#closed !== undefined
+  }
+
+  info(): ModelInfo {
+    return this.#model.info()
+  }
+
+  /**
+   * Runs one job. Rejects with the job's DiTError, with ERR_DIT_CLOSED, with `signal.reason`, or
+   * with what `onEvent` throws; in the last two cases the job is cancelled.
+   */
+  async run(start: Start, { signal, onEvent }: RunOptions = {}): Promise<DoneEvent> {
+    signal?.throwIfAborted()
+    if (this.#closed) throw closedError()
+    const id = this.#start(start)
+    return new Promise<DoneEvent>((resolve, reject) => {
+      const onAbort = () => {
+        settle(signal?.reason)
+        this.#model.cancel(id)
+      }
+      const settle = (error: unknown, done?: DoneEvent) => {
+        signal?.removeEventListener('abort', onAbort)
+        this.#jobs.delete(id)
+        if (done) resolve(done)
+        else reject(error)
+      }
+      signal?.addEventListener('abort', onAbort, { once: true })
+      this.#jobs.set(id, {
+        engine: this,
+        settle,
+        ...(onEvent && {
+          onEvent: (event) => {
+            try {
+              onEvent(event)
+            } catch (error) {
+              settle(error)
+              this.#model.cancel(id)
+            }
+          },
+        }),
+      })
+    })
+  }
+
+  /**
+   * Runs jobs that are parts of one call; when one fails, the others are cancelled. A job starts one
+   * turn of the event loop after the other, because each copies its data.
+   */
+  async runAll(
+    starts: readonly Start[],
+    {
+      signal,
+      onEvent,
+    }: {
+      signal?: AbortSignal | undefined
+      onEvent?: (event: RunningEvent, part: number) => void
+    } = {},
+  ): Promise<DoneEvent[]> {
+    const failure = new AbortController()
+    const either = signal ? AbortSignal.any([signal, failure.signal]) : failure.signal
+    let turn: Promise<unknown> = Promise.resolve()
+    const runs = starts.map((start, part) => {
+      const run = turn.then(() =>
+        this.run(start, {
+          signal: either,
+          ...(onEvent && { onEvent: (event: RunningEvent) => onEvent(event, part) }),
+        }),
+      )
+      turn = turn.then(() => setImmediate())
+      return run
+    })
+    try {
+      return await Promise.all(runs)
+    } catch (error) {
+      failure.abort(error)
+      throw error
+    }
+  }
+
+  async save(request: SaveRequest): Promise<void> {
+    await this.run((model) => model.save(request))
+  }
+
+  /** Ends everything that is under way and frees the memory. */
+  close(): Promise<void> {
+    this.#closed ??= this.#end()
+    return this.#closed
+  }
+
+  async #end(): Promise<void> {
+    const id = this.#start((model) => model.close())
+    await new Promise<void>((resolve, reject) => {
+      this.#jobs.set(id, {
+        engine: this,
+        settle: (error, done) => {
+          this.#jobs.delete(id)
+          // The native side answers them too, but after this.
+          for (const job of [...this.#jobs.values()]) job.settle(closedError())
+          if (done) resolve()
+          else reject(error)
+        },
+      })
+    })
+  }
+
+  #start(start: Start): number {
+    try {
+      return start(this.#model)
+    } catch (error) {
+      throw nativeError(error)
+    }
+  }
+}
+
+function dispatch(jobs: Map<number, Job>, event: JobEvent): void {
+  const job = jobs.get(event.job)
+  if (job === undefined) return // aborted: its promise is settled already
+  switch (event.kind) {
+    case 'done':
+      job.settle(undefined, event)
+      break
+    case 'failed':
+      job.settle(nativeError(event))
+      break
+    default:
+      job.onEvent?.(event)
+  }
+}
+
+function closedError(): DiTError {
+  return new DiTError('ERR_DIT_CLOSED', 'The model was closed; load it again')
+}
+
+/** What the native part threw or reported, as a DiTError. @internal */
+export function nativeError(error: unknown): DiTError {
+  const { code, message } = error as { code?: string; message?: string }
+  const known = ditErrorCodes.includes(code as DiTErrorCode)
+  return new DiTError(
+    known ? (code as DiTErrorCode) : 'ERR_DIT_INTERNAL',
+    message ?? String(error),
+    error instanceof Error ? { cause: error } : {},
+  )
+}

@@ -1,0 +1,171 @@
+// From options to what the native part is to load.
+
+import { existsSync } from 'node:fs'
+import path from 'node:path'
+import type { ModelSpec } from '../bindings.js'
+import { chooseDevice } from './devices.js'
+import { DiTError, invalidOption } from './errors.js'
+import { completeConfig } from './formats/dit_config.js'
+import { defaultSchedule } from './formats/schedule_config.js'
+import { resolveSource, resolveVae } from './formats/source.js'
+import type { DiTConfigInput, LoadedSource, WeightsChoice } from './formats/types.js'
+import { Engine } from './jobs.js'
+import type { ClassNames } from './labels.js'
+import type { CreateOptions, LoadOptions } from './options.js'
+import { packageRoot } from './root.cjs'
+import { seedsFrom } from './sampling.js'
+
+/** Where a model's weights came from. */
+export interface SourceInfo {
+  /** How the transformer's weights are stored; `'fresh'` for `DiT.create`. */
+  kind: LoadedSource['kind'] | 'fresh'
+  /** One line for people. */
+  description: string
+  /** The weights chosen from a training checkpoint that has several. */
+  weights?: WeightsChoice
+  /** The Hugging Face repository, when it was one. */
+  hub?: { id: string; revision: string; commit: string }
+  /** Where the VAE came from, when there is one. */
+  vae?: string
+  /** What was assumed because nothing said it, in sentences. */
+  notes: string[]
+}
+
+/** What the native part loads, and what only this side knows of it. @internal */
+export interface Described {
+  spec: ModelSpec
+  source: SourceInfo
+  classNames: ClassNames
+}
+
+/** Images in the making at once; more wait for their turn. */
+const maxLanes = 4
+
+/** @internal */
+export async function describeSource(source: string, given: LoadOptions): Promise<Described> {
+  const { weights, config, vae, revision, signal, onProgress } = given
+  const place = chooseDevice(given.device, given.precision)
+  const found = await resolveSource(source, {
+    demoPath: demoPath(),
+    ...(weights && { weights }),
+    ...(config !== undefined && { config }),
+    ...(vae && { vae }),
+    ...(revision && { revision }),
+    ...(signal && { signal }),
+    ...(onProgress && { onProgress }),
+  })
+  return {
+    spec: {
+      ...place,
+      threads: given.threads ?? 0,
+      maxLanes,
+      dit: { ...adaptSize(found.dit, given), seed: 0n },
+      vae: found.vae ? { config: found.vae.config, tensors: found.vae.tensors } : null,
+      schedule: found.schedule,
+    },
+    source: {
+      kind: found.kind,
+      description: found.description,
+      notes: found.notes,
+      ...(found.weights && { weights: found.weights }),
+      ...(found.hub && { hub: found.hub }),
+      ...(found.vae && { vae: found.vae.description }),
+    },
+    classNames: found.id2label ?? {},
+  }
+}
+
+/** @internal */
+export async function describeFresh(
+  config: DiTConfigInput | string,
+  given: CreateOptions,
+): Promise<Described> {
+  const { vae: vaeSource, signal, onProgress, id2label = {} } = given
+  const complete = completeConfig(config)
+  const place = chooseDevice(given.device, given.precision)
+  const vae =
+    vaeSource === undefined
+      ? undefined
+      : await resolveVae(vaeSource, complete, {
+          ...(signal && { signal }),
+          ...(onProgress && { onProgress }),
+        })
+  const [seed = 0n] = seedsFrom(given.seed, 1)
+  const name = typeof config === 'string' ? config : `DiT of depth ${complete.depth}`
+  return {
+    spec: {
+      ...place,
+      threads: given.threads ?? 0,
+      maxLanes,
+      dit: { config: complete, tensors: null, seed },
+      vae: vae ? { config: vae.config, tensors: vae.tensors } : null,
+      schedule: { ...defaultSchedule, ...given.schedule },
+    },
+    source: {
+      kind: 'fresh',
+      description: `a fresh ${name}, seed ${seed}`,
+      notes: [],
+      ...(vae && { vae: vae.description }),
+    },
+    classNames: id2label,
+  }
+}
+
+/** Starts the native thread and has it load the model. @internal */
+export async function openEngine(
+  spec: ModelSpec,
+  { signal, onProgress }: Pick<LoadOptions, 'signal' | 'onProgress'>,
+): Promise<Engine> {
+  const engine = new Engine()
+  try {
+    await engine.run((model) => model.load(spec), {
+      signal,
+      ...(onProgress && {
+        onEvent: (event) => {
+          onProgress({ phase: 'prepare', loaded: event.done, total: event.total })
+        },
+      }),
+    })
+  } catch (error) {
+    await engine.close()
+    throw error
+  }
+  return engine
+}
+
+/** The bundled model; in a copy of the sources that has none yet, the small one of the tests. */
+function demoPath(): string {
+  const bundled = path.join(packageRoot, 'demo/model.safetensors')
+  return existsSync(bundled)
+    ? bundled
+    : path.join(packageRoot, 'test/fixtures/fashion_dit/fashion.pt')
+}
+
+/** The weights at another size of the latent: the position embedding is left out, and so computed. */
+function adaptSize(
+  { config, tensors }: LoadedSource['dit'],
+  { latentSize, patchSize }: LoadOptions,
+): LoadedSource['dit'] {
+  if (patchSize !== undefined && patchSize !== config.patchSize) {
+    throw new DiTError(
+      'ERR_DIT_OPTION',
+      `Expected ${config.patchSize} for patchSize, as the weights have, but got ${patchSize}: another ` +
+        'patch size needs a resized patch embedding and training',
+    )
+  }
+  if (latentSize === undefined) return { config, tensors }
+  const size = typeof latentSize === 'number' ? [latentSize, latentSize] : latentSize
+  const [height = 0, width = 0] = size
+  if (size.some((length) => length % config.patchSize !== 0)) {
+    throw invalidOption(
+      'latentSize',
+      `multiples of the patch size, ${config.patchSize},`,
+      latentSize,
+    )
+  }
+  if (height === config.latentSize[0] && width === config.latentSize[1]) return { config, tensors }
+  return {
+    config: { ...config, latentSize: [height, width] },
+    tensors: tensors.filter(({ name }) => name !== 'pos_embed'),
+  }
+}

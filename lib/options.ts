@@ -1,0 +1,342 @@
+// Every option of the public API: what it means, and the check of its value. A call checks its
+// options here, once; what stands behind can rely on them.
+
+import * as v from 'valibot'
+import { DiTError, invalidOption, show } from './errors.js'
+import type { PreviewEvent, ProgressEvent } from './events.js'
+import type {
+  DiTConfigInput,
+  LoadProgress,
+  ScheduleConfig,
+  WeightsChoice,
+} from './formats/types.js'
+import { editDistance } from './labels.js'
+import type { Tensor } from './tensor.js'
+
+/**
+ * The arithmetic of a model. `'bf16'`: bf16 operands, fp32 sums, statistics and softmax. `'tf32'` is
+ * for NVIDIA GPUs.
+ */
+export type Precision = 'fp32' | 'tf32' | 'bf16'
+
+/** The seed of an image: an integer from 0 to 2^53 - 1, or a bigint from 0n to 2^64 - 1. */
+export type Seed = number | bigint
+
+/** Where a model is to run: `'auto'`, `'cpu'`, `'cuda'` (the first GPU), `'cuda:1'`. */
+export type Device = 'auto' | 'cpu' | 'cuda' | `cuda:${number}`
+
+/** Progress of a load: files that are fetched and read, then weights that are prepared. */
+export type ModelProgress = LoadProgress | { phase: 'prepare'; loaded: number; total: number }
+
+interface DeviceOptions {
+  /** Default `'auto'`: the best there is. */
+  device?: Device
+  /** Default: bf16 where the device has it, else fp32. */
+  precision?: Precision
+  /** Processor threads, of all models together. Default 0: as many as there are cores. */
+  threads?: number
+  /** Stops the work; the call rejects with `signal.reason`. */
+  signal?: AbortSignal
+  onProgress?: (progress: ModelProgress) => void
+}
+
+/** Options of `DiT.load`. */
+export interface LoadOptions extends DeviceOptions {
+  /** Which weights of a training checkpoint that has both. Default `'ema'`. */
+  weights?: WeightsChoice
+  /** Sizes, or a preset's name, where the checkpoint does not say them. */
+  config?: DiTConfigInput | string
+  /** A VAE to use instead of the source's own: a folder, a file, or a Hugging Face id. */
+  vae?: string
+  /** Branch, tag or commit of a Hugging Face repository. Default `'main'`. */
+  revision?: string
+  /**
+   * Another size of the latent than the weights were trained at, in latent pixels: one number or
+   * `[height, width]`, multiples of the patch size. The position embedding is computed anew.
+   */
+  latentSize?: number | readonly [height: number, width: number]
+  /** Must be the patch size of the weights: another one needs training. */
+  patchSize?: number
+}
+
+/** Options of `DiT.create`. */
+export interface CreateOptions extends DeviceOptions {
+  /** The seed of the initial weights. Default: random. `dit.source.description` tells it. */
+  seed?: Seed
+  /** A VAE for the model: a folder, a file, or a Hugging Face id. */
+  vae?: string
+  /** Names of the classes. */
+  id2label?: Record<number, string>
+  /** The diffusion process. Default: linear, 1000 steps, beta from 1e-4 to 0.02. */
+  schedule?: Partial<ScheduleConfig>
+}
+
+/** Options of `dit.sample` and `dit.stream`. */
+export interface SampleOptions {
+  /**
+   * `'dpm++'`, the default: DPM-Solver++(2M) (Lu et al. 2022). `'ddim'`: Song et al. 2021. `'ddpm'`:
+   * ancestral sampling (Ho et al. 2020), with the learned variance where the model has one.
+   */
+  sampler?: 'dpm++' | 'ddim' | 'ddpm'
+  /** Evaluations of the model per image. Default 25; 250 for `'ddpm'`. */
+  steps?: number
+  /**
+   * Which timesteps are visited, instead of `steps`: a number of steps; `'ddimN'`, the stride that
+   * gives exactly N; or `'a,b,c'`, equal sections of the process with a, b and c steps each.
+   */
+  spacing?: number | string
+  /** Share of fresh noise in each step of `'ddim'`, 0 (the default) to 1. */
+  eta?: number
+  /** Clamps the predicted image to [-1, 1] in each step. Default false. */
+  clip?: boolean
+  /**
+   * Scale of classifier-free guidance (Ho & Salimans 2022). Default 4; 1, one evaluation per step
+   * instead of two, for models without a null class.
+   */
+  guidance?: number
+  /** How many of the first channels are guided. Default: 3 of 4 (as the official code), else `'all'`. */
+  guidanceChannels?: number | 'all'
+  /** The part of the process that is guided, in t/T. Default `[0, 1]`. */
+  guidanceInterval?: readonly [from: number, to: number]
+  /** Image i of the call has seed `seed + i`. Default: random; `image.seed` tells it. */
+  seed?: Seed
+  /** One seed per image, instead of `seed`. */
+  seeds?: readonly Seed[]
+  /** The noise to start from instead of the seed's: [n, channels, height, width]. */
+  noise?: Tensor
+  /** The noise of every step instead of the seed's: [n, steps, channels, height, width]. */
+  stepNoise?: Tensor
+  /** `'latent'`: the latents, not decoded. Default `'image'`. */
+  output?: 'image' | 'latent'
+  /** Stops the work within one step; the call rejects with `signal.reason`. */
+  signal?: AbortSignal
+  /** Called after every step, and with every preview. What it throws ends the call. */
+  onProgress?: (event: ProgressEvent | PreviewEvent) => void
+  /** Decodes what the image looks like so far every so many steps. Default: never. */
+  preview?: number
+}
+
+/** Options of `dit.decode`. */
+export interface DecodeOptions {
+  signal?: AbortSignal
+}
+
+/** Options of `dit.encode`. */
+export interface EncodeOptions {
+  /** Draws from the posterior instead of taking its mean. Default false. */
+  sample?: boolean
+  /** With `sample`: image i has seed `seed + i`. Default: random. */
+  seed?: Seed
+  signal?: AbortSignal
+}
+
+/** Options of `dit.save`. */
+export interface SaveOptions {
+  /** Default: fp32, or bf16 when all weights came as bf16; nothing is lost either way. */
+  dtype?: 'fp32' | 'bf16'
+  /** Whether a diffusers folder gets the VAE too, when the model has one. Default true. */
+  vae?: boolean
+}
+
+// ---- schemas: the message of each is what was expected ----
+
+type Test<T> = (value: unknown) => value is T
+
+function is<T>(expected: string, test: Test<T> | ((value: unknown) => boolean)) {
+  return v.custom<T>(test, expected)
+}
+
+function oneOf<const T extends string>(...values: T[]) {
+  return is<T>(values.map(show).join(' or '), (value) => values.includes(value as T))
+}
+
+function integer(min: number, max = Number.MAX_SAFE_INTEGER) {
+  const range = max === Number.MAX_SAFE_INTEGER ? `of at least ${min}` : `from ${min} to ${max}`
+  return is<number>(`an integer ${range}`, (value) => isInteger(value, min, max))
+}
+
+function isInteger(value: unknown, min: number, max: number): value is number {
+  return typeof value === 'number' && Number.isInteger(value) && value >= min && value <= max
+}
+
+function isBetween(value: unknown, min: number, max: number): value is number {
+  return typeof value === 'number' && value >= min && value <= max
+}
+
+function isPair(value: unknown, test: (item: unknown) => boolean): boolean {
+  return Array.isArray(value) && value.length === 2 && value.every(test)
+}
+
+const maxSeed = 2n ** 64n - 1n
+const seed = is<Seed>(
+  'an integer from 0 to 2^53 - 1 or a bigint from 0n to 2^64 - 1',
+  (value) =>
+    isInteger(value, 0, Number.MAX_SAFE_INTEGER) ||
+    (typeof value === 'bigint' && value >= 0n && value <= maxSeed),
+)
+const text = is<string>('a string', (value) => typeof value === 'string' && value !== '')
+const flag = is<boolean>('true or false', (value) => typeof value === 'boolean')
+const signal = is<AbortSignal>('an AbortSignal', (value) => value instanceof AbortSignal)
+const callback = <T>() => is<T>('a function', (value) => typeof value === 'function')
+const tensor = is<Tensor>('a Tensor { data, shape }', (value) => typeof value === 'object')
+const positive = (value: unknown) => isInteger(value, 1, 1 << 16)
+
+const deviceEntries = {
+  device: v.optional(
+    is<Device>("'auto', 'cpu', 'cuda' or 'cuda:<number>'", (value) =>
+      /^(auto|cpu|cuda(:\d{1,3})?)$/.test(String(value)),
+    ),
+  ),
+  precision: v.optional(oneOf('fp32', 'tf32', 'bf16')),
+  threads: v.optional(integer(0, 4096)),
+  signal: v.optional(signal),
+  onProgress: v.optional(callback<(progress: ModelProgress) => void>()),
+}
+
+/** @internal */
+export const loadSchema = v.strictObject({
+  ...deviceEntries,
+  weights: v.optional(oneOf('ema', 'model')),
+  // Checked by lib/formats, which knows what fits together.
+  config: v.optional(v.custom<DiTConfigInput | string>(() => true)),
+  vae: v.optional(text),
+  revision: v.optional(text),
+  latentSize: v.optional(
+    is<number | readonly [number, number]>(
+      'a positive integer or [height, width]',
+      (value) => positive(value) || isPair(value, positive),
+    ),
+  ),
+  patchSize: v.optional(integer(1, 1024)),
+})
+
+/** @internal */
+export const createSchema = v.strictObject({
+  ...deviceEntries,
+  seed: v.optional(seed),
+  vae: v.optional(text),
+  id2label: v.optional(
+    is<Record<number, string>>('an object from class numbers to names', isClassNames),
+  ),
+  schedule: v.optional(
+    v.strictObject(
+      {
+        kind: v.optional(oneOf('linear', 'cosine')),
+        steps: v.optional(integer(1, 1_000_000)),
+        betaStart: v.optional(
+          is<number>('a number from 0 to 1', (value) => isBetween(value, 0, 1)),
+        ),
+        betaEnd: v.optional(is<number>('a number from 0 to 1', (value) => isBetween(value, 0, 1))),
+      },
+      'an object',
+    ),
+  ),
+})
+
+function isClassNames(value: unknown): boolean {
+  if (typeof value !== 'object' || value === null) return false
+  return Object.entries(value).every(([id, name]) => /^\d+$/.test(id) && typeof name === 'string')
+}
+
+const isGuidanceChannels = (value: unknown) => value === 'all' || isInteger(value, 1, 1 << 16)
+const isFiniteNumber = (value: unknown) => isBetween(value, -Number.MAX_VALUE, Number.MAX_VALUE)
+const guidanceChannels = v.optional(
+  is<number | 'all'>("a positive integer or 'all'", isGuidanceChannels),
+)
+
+/** @internal */
+export const sampleSchema = v.strictObject({
+  sampler: v.optional(oneOf('dpm++', 'ddim', 'ddpm')),
+  steps: v.optional(integer(1)),
+  spacing: v.optional(
+    is<number | string>(
+      "a number of steps, 'ddimN' or a section list such as '10,15,20'",
+      (value) => isInteger(value, 1, 1e6) || /^(ddim\d+|\d+(,\d+)*)$/.test(String(value)),
+    ),
+  ),
+  eta: v.optional(is<number>('a number from 0 to 1', (value) => isBetween(value, 0, 1))),
+  clip: v.optional(flag),
+  guidance: v.optional(is<number>('a finite number', isFiniteNumber)),
+  guidanceChannels,
+  guidanceInterval: v.optional(
+    is<readonly [number, number]>(
+      '[from, to] with 0 <= from <= to <= 1',
+      (value) =>
+        isPair(value, (item) => isBetween(item, 0, 1)) &&
+        (value as [number, number])[0] <= (value as [number, number])[1],
+    ),
+  ),
+  seed: v.optional(seed),
+  seeds: v.optional(v.array(seed, 'an array of seeds, one per image')),
+  noise: v.optional(tensor),
+  stepNoise: v.optional(tensor),
+  output: v.optional(oneOf('image', 'latent')),
+  signal: v.optional(signal),
+  onProgress: v.optional(callback<(event: ProgressEvent | PreviewEvent) => void>()),
+  preview: v.optional(integer(1)),
+})
+
+/** @internal */
+export const denoiseSchema = v.strictObject({
+  x: v.custom<Tensor>(() => true),
+  t: v.custom<number | ArrayLike<number>>(() => true),
+  y: v.custom<unknown>(() => true),
+  guidance: v.optional(is<number>('a finite number', isFiniteNumber)),
+  guidanceChannels,
+  signal: v.optional(signal),
+})
+
+/** @internal */
+export const decodeSchema = v.strictObject({ signal: v.optional(signal) })
+
+/** @internal */
+export const encodeSchema = v.strictObject({
+  sample: v.optional(flag),
+  seed: v.optional(seed),
+  signal: v.optional(signal),
+})
+
+/** @internal */
+export const saveSchema = v.strictObject({
+  dtype: v.optional(oneOf('fp32', 'bf16')),
+  vae: v.optional(flag),
+})
+
+/**
+ * Checks options against a schema.
+ *
+ * Throws ERR_DIT_OPTION that names the option, what was expected and what was given; for an option
+ * that does not exist, the nearest that does.
+ *
+ * @internal
+ */
+export function check<S extends v.GenericSchema & { entries: v.ObjectEntries }>(
+  schema: S,
+  value: unknown,
+  name = 'options',
+): v.InferOutput<S> {
+  if (typeof value !== 'object' || value === null || Array.isArray(value)) {
+    throw invalidOption(name, 'an object', value)
+  }
+  const result = v.safeParse(schema, value, { abortEarly: true })
+  if (result.success) return result.output
+  const [issue] = result.issues
+  const path = v.getDotPath(issue) ?? name
+  if (issue.type === 'strict_object' && issue.expected === 'never') {
+    throw new DiTError('ERR_DIT_OPTION', unknownOption(path, Object.keys(schema.entries)))
+  }
+  throw invalidOption(path, issue.message, issue.input)
+}
+
+function unknownOption(name: string, known: string[]): string {
+  const distances = known.map((option) => ({
+    option,
+    distance: editDistance(name.toLowerCase(), option.toLowerCase()),
+  }))
+  const [nearest] = distances.sort((a, b) => a.distance - b.distance)
+  const hint =
+    nearest !== undefined && nearest.distance <= Math.max(2, name.length / 3)
+      ? `Did you mean ${show(nearest.option)}?`
+      : `There are ${known.join(', ')}`
+  return `There is no option ${show(name)}. ${hint}`
+}

@@ -1,0 +1,229 @@
+// From the options of a call to requests for the native part.
+
+import { randomBytes } from 'node:crypto'
+import type { SampleRequest } from '../bindings.js'
+import { DiTError, invalidOption } from './errors.js'
+import type { PreviewEvent, ProgressEvent } from './events.js'
+import type { DiTConfig, ScheduleConfig, VaeConfig } from './formats/types.js'
+import { type RawImage, splitImages } from './image.js'
+import { nativeError, type RunningEvent } from './jobs.js'
+import { type ClassNames, type ResolvedLabels, resolveLabels } from './labels.js'
+import { native } from './native.js'
+import type { SampleOptions, Seed } from './options.js'
+import { checkTensor, slice, type Tensor } from './tensor.js'
+
+/** The latents of `dit.sample` with `output: 'latent'`: [n, channels, height, width]. */
+export interface Latents extends Tensor {
+  /** The seed of each. */
+  seeds: Seed[]
+  /** The class number of each; undefined for embeddings. */
+  labels: (number | undefined)[]
+}
+
+/** What a call is to make, image by image. @internal */
+export interface Made {
+  seed: Seed
+  label?: number
+}
+
+/** What is known of a loaded model. @internal */
+export interface ModelFacts {
+  readonly config: DiTConfig
+  readonly vae?: VaeConfig | undefined
+  readonly schedule: ScheduleConfig
+  readonly classNames: ClassNames
+}
+
+/** A call as requests of a few images each. @internal */
+export interface SamplePlan {
+  readonly requests: SampleRequest[]
+  /** The images of each request. */
+  readonly made: Made[][]
+}
+
+/**
+ * A call is cut into native jobs whose data is at most this many bytes (or one image), since copying
+ * between JavaScript and native memory holds the event loop up: 4 MiB for about 1 ms.
+ */
+const bytesPerJob = 4 << 20
+
+/** [begin, end) of each job for n images with so many bytes each. @internal */
+export function jobRanges(n: number, bytesPerImage: number): [begin: number, end: number][] {
+  const size = Math.max(1, Math.floor(bytesPerJob / bytesPerImage))
+  return Array.from({ length: Math.ceil(n / size) }, (_, i) => [
+    i * size,
+    Math.min((i + 1) * size, n),
+  ])
+}
+
+/** Pixels of an image per latent pixel. @internal */
+export function downscale(vae: VaeConfig): number {
+  return 2 ** (vae.blockOutChannels.length - 1)
+}
+
+/** @internal */
+export function planSample(model: ModelFacts, labels: unknown, options: SampleOptions): SamplePlan {
+  const { config } = model
+  const { sampler = 'dpm++', eta = 0, clip = false, output = 'image', preview = 0 } = options
+  const { guidanceInterval = [0, 1], noise, stepNoise } = options
+  const [height, width] = config.latentSize
+  if (eta > 0 && sampler !== 'ddim') throw invalidOption('eta', `0 for sampler '${sampler}'`, eta)
+  if (output === 'image' || preview > 0) checkPicture(model)
+
+  const resolved = resolveLabels(labels, config, model.classNames)
+  const n = resolved.classes.length
+  const seeds = resolveSeeds(options, n)
+  const spacing = resolveSpacing(options, sampler)
+  if (noise) checkTensor('noise', noise, [n, config.channels, height, width])
+  if (stepNoise) {
+    const steps = countSteps(model.schedule, spacing)
+    checkTensor('stepNoise', stepNoise, [n, steps, config.channels, height, width])
+  }
+
+  const common = {
+    sampler,
+    spacing,
+    eta,
+    clip,
+    guidance: resolveGuidance(options.guidance ?? (config.nullClass ? 4 : 1), config),
+    guidanceChannels: resolveGuidanceChannels(options.guidanceChannels, config),
+    guidanceInterval: [guidanceInterval[0], guidanceInterval[1]] as [number, number],
+    latentOnly: output === 'latent',
+    previewEvery: preview,
+  }
+  const ranges = jobRanges(n, bytesPerImage(model, options, n))
+  return {
+    requests: ranges.map(([begin, end]) => ({
+      ...common,
+      ...labelFields(resolved, begin, end),
+      seeds: new BigUint64Array(seeds.slice(begin, end)),
+      noise: noise ? slice(noise, begin, end) : null,
+      stepNoise: stepNoise ? slice(stepNoise, begin, end) : null,
+    })),
+    made: ranges.map(([begin, end]) =>
+      seeds.slice(begin, end).map((seed, i) => {
+        const label = resolved.classes[begin + i] as number
+        return { seed: toSeed(seed), ...(label >= 0 && { label }) }
+      }),
+    ),
+  }
+}
+
+/** @internal */
+export function labelFields({ classes, vectors }: ResolvedLabels, begin: number, end: number) {
+  const some = vectors.slice(begin, end)
+  return {
+    labels: new Int32Array(classes.slice(begin, end)),
+    vectors: some.some((vector) => vector !== null) ? some : null,
+  }
+}
+
+/** Whether the model's latents can be shown. */
+function checkPicture({ config, vae }: ModelFacts): void {
+  if (vae || config.channels === 1 || config.channels === 3) return
+  throw new DiTError(
+    'ERR_DIT_OPTION',
+    `This model makes latents of ${config.channels} channels and came without a VAE that decodes ` +
+      "them. Load it with the option vae, or ask for output: 'latent' and no preview",
+  )
+}
+
+/** Of the data that goes in, or of that which comes out, whichever is more. */
+function bytesPerImage(model: ModelFacts, { output, noise, stepNoise }: SampleOptions, n: number) {
+  const { config, vae } = model
+  const [height, width] = config.latentSize
+  const scale = vae ? downscale(vae) : 1
+  const pixels = height * scale * width * scale * (vae?.outChannels ?? config.channels)
+  const out = output === 'latent' ? 4 * height * width * config.channels : pixels
+  const noises = ((noise?.data.byteLength ?? 0) + (stepNoise?.data.byteLength ?? 0)) / n
+  return Math.max(out, noises)
+}
+
+function resolveSpacing({ steps, spacing }: SampleOptions, sampler: string): string {
+  if (spacing === undefined) return String(steps ?? (sampler === 'ddpm' ? 250 : 25))
+  if (steps !== undefined) throw invalidOption('steps', 'nothing beside spacing', steps)
+  return String(spacing)
+}
+
+function countSteps(schedule: ScheduleConfig, spacing: string): number {
+  if (/^\d+$/.test(spacing)) return Number(spacing)
+  try {
+    return native().schedule(schedule, spacing).timestepMap.length
+  } catch (error) {
+    throw nativeError(error)
+  }
+}
+
+/** @internal */
+export function resolveGuidance(guidance: number, { nullClass }: DiTConfig): number {
+  if (guidance === 1 || nullClass) return guidance
+  throw new DiTError(
+    'ERR_DIT_OPTION',
+    `Expected 1 for guidance but got ${guidance}: this model has no null class, which guidance ` +
+      'compares with',
+  )
+}
+
+/** @internal */
+export function resolveGuidanceChannels(
+  wanted: number | 'all' | undefined,
+  { channels }: DiTConfig,
+): number {
+  if (wanted === 'all') return channels
+  if (wanted === undefined) return channels === 4 ? 3 : channels
+  if (wanted > channels) {
+    throw invalidOption('guidanceChannels', `1 to ${channels} or 'all'`, wanted)
+  }
+  return wanted
+}
+
+function resolveSeeds({ seed, seeds }: SampleOptions, n: number): bigint[] {
+  if (seeds === undefined) return seedsFrom(seed, n)
+  if (seed !== undefined) throw invalidOption('seed', 'nothing beside seeds', seed)
+  if (seeds.length !== n) {
+    throw new DiTError(
+      'ERR_DIT_SHAPE',
+      `Expected ${n} seeds, one per image, but got ${seeds.length}`,
+    )
+  }
+  return seeds.map(BigInt)
+}
+
+/** seed, seed + 1, …; from a random one when there is none. @internal */
+export function seedsFrom(seed: Seed | undefined, n: number): bigint[] {
+  const first = BigInt(seed ?? randomSeed())
+  return Array.from({ length: n }, (_, i) => BigInt.asUintN(64, first + BigInt(i)))
+}
+
+/** From 0 to 2^48 - 1: short enough to be read out. @internal */
+export function randomSeed(): number {
+  return randomBytes(6).readUIntBE(0, 6)
+}
+
+function toSeed(seed: bigint): Seed {
+  return seed <= BigInt(Number.MAX_SAFE_INTEGER) ? Number(seed) : seed
+}
+
+/** Events of a call's jobs as events of the call. @internal */
+export function relay(
+  requests: readonly SampleRequest[],
+  made: readonly Made[][],
+  onProgress: (event: ProgressEvent | PreviewEvent) => void,
+) {
+  const offsets = made.map((_, part) => made.slice(0, part).flat().length)
+  const images = made.flat().length
+  const done = requests.map(() => 0)
+  return (event: RunningEvent, part: number) => {
+    if (event.kind === 'preview') {
+      const of = made[part]?.[event.image]
+      const [image] = splitImages(event, [of ?? {}]) as [RawImage]
+      const index = (offsets[part] as number) + event.image
+      onProgress({ type: 'preview', index, image, step: event.done, steps: event.total })
+      return
+    }
+    done[part] = event.done
+    const stepsPerImage = event.total / (made[part]?.length ?? 1)
+    const step = done.reduce((sum, steps) => sum + steps, 0)
+    onProgress({ type: 'progress', step, steps: stepsPerImage * images })
+  }
+}
