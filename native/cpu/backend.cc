@@ -1,0 +1,129 @@
+#include "cpu/backend.h"
+
+#include <cstring>
+
+#include "cpu/conv.h"
+#include "cpu/linear.h"
+#include "cpu/parallel.h"
+
+namespace dit::cpu {
+
+namespace {
+
+// Rows of the last dimension between a tensor, which may be a slice of columns, and dense memory.
+template <typename Copy>
+void eachRow(const Tensor& tensor, Copy&& copy) {
+  const size_t size = dtypeSize(tensor.dtype);
+  if (tensor.contiguous()) return copy(tensor.as<char>(), 0, tensor.bytes());
+  const size_t rowBytes = static_cast<size_t>(tensor.shape[-1]) * size;
+  const int64_t rows = tensor.shape[-1] > 0 ? tensor.count() / tensor.shape[-1] : 0;
+  for (int64_t i = 0; i < rows; i++) {
+    copy(tensor.as<char>() + i * tensor.rowStride * static_cast<int64_t>(size), i * rowBytes,
+         rowBytes);
+  }
+}
+
+}  // namespace
+
+CpuBackend::CpuBackend(int threads) : kernels_(kernels()) {
+  setThreads(threads);
+  threads_ = cpu::threads();
+}
+
+bool CpuBackend::supports(Precision precision) const {
+  switch (precision) {
+    case Precision::F32:
+      return true;
+    case Precision::TF32:
+      return false;
+    case Precision::BF16:
+      // Emulated bf16 would be slower than fp32.
+      return OneDnn::hasBf16();
+  }
+  return false;
+}
+
+void CpuBackend::requirePrecision(Precision precision) const {
+  DIT_CHECK(supports(precision), ErrorCode::Device, "this processor does not calculate in ",
+            precisionName(precision),
+            precision == Precision::BF16 ? " (that takes AVX-512 BF16 or AMX)" : "",
+            ": use precision 'fp32'");
+}
+
+void* CpuBackend::allocate(size_t bytes) {
+  Block block(bytes);
+  void* data = block.data();
+  blocks_.emplace(data, std::move(block));
+  return data;
+}
+
+void CpuBackend::free(void* memory) { blocks_.erase(memory); }
+
+void CpuBackend::upload(const Tensor& device, const void* host) {
+  eachRow(device, [&](char* row, size_t offset, size_t bytes) {
+    std::memcpy(row, static_cast<const char*>(host) + offset, bytes);
+  });
+}
+
+void CpuBackend::download(void* host, const Tensor& device) {
+  eachRow(device, [&](const char* row, size_t offset, size_t bytes) {
+    std::memcpy(static_cast<char*>(host) + offset, row, bytes);
+  });
+}
+
+std::unique_ptr<PreparedWeight> CpuBackend::prepareLinear(const LinearWeightArgs& args) {
+  requirePrecision(args.precision);
+  setThreads(threads_);
+  return cpu::prepareLinear(onednn_, args);
+}
+
+std::unique_ptr<PreparedWeight> CpuBackend::prepareConv(const ConvWeightArgs& args) {
+  requirePrecision(args.precision);
+  setThreads(threads_);
+  return cpu::prepareConv(onednn_, args);
+}
+
+void CpuBackend::linear(const LinearArgs& args) {
+  setThreads(threads_);
+  cpu::linear(onednn_, args);
+}
+
+void CpuBackend::conv2d(const Conv2dArgs& args) {
+  setThreads(threads_);
+  cpu::conv2d(onednn_, args);
+}
+
+// The number of threads belongs to the thread that calls, which may be another every time.
+template <typename Args>
+void CpuBackend::run(void (*kernel)(const Args&), const Args& args) {
+  setThreads(threads_);
+  kernel(args);
+}
+
+void CpuBackend::layerNormModulate(const LayerNormModulateArgs& args) {
+  run(kernels_.layerNormModulate, args);
+}
+void CpuBackend::attention(const AttentionArgs& args) { run(kernels_.attention, args); }
+void CpuBackend::silu(const SiluArgs& args) { run(kernels_.silu, args); }
+void CpuBackend::timestepEmbedding(const TimestepEmbeddingArgs& args) {
+  run(kernels_.timestepEmbedding, args);
+}
+void CpuBackend::conditionEmbedding(const ConditionEmbeddingArgs& args) {
+  run(kernels_.conditionEmbedding, args);
+}
+void CpuBackend::patchify(const PatchifyArgs& args) { run(kernels_.patchify, args); }
+void CpuBackend::unpatchify(const UnpatchifyArgs& args) { run(kernels_.unpatchify, args); }
+void CpuBackend::guide(const GuideArgs& args) { run(kernels_.guide, args); }
+void CpuBackend::solverUpdate(const SolverUpdateArgs& args) { run(kernels_.solverUpdate, args); }
+void CpuBackend::noise(const NoiseArgs& args) { run(kernels_.noise, args); }
+void CpuBackend::groupNorm(const GroupNormArgs& args) { run(kernels_.groupNorm, args); }
+void CpuBackend::toChannelsLast(const ToChannelsLastArgs& args) {
+  run(kernels_.toChannelsLast, args);
+}
+void CpuBackend::toChannelsFirst(const ToChannelsFirstArgs& args) {
+  run(kernels_.toChannelsFirst, args);
+}
+void CpuBackend::sampleMoments(const SampleMomentsArgs& args) { run(kernels_.sampleMoments, args); }
+void CpuBackend::toRgb8(const ToRgb8Args& args) { run(kernels_.toRgb8, args); }
+
+}  // namespace dit::cpu
