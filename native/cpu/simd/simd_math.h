@@ -1,0 +1,76 @@
+#pragma once
+
+#include "cpu/simd/vec.h"
+
+// exp and 2^x for registers of floats: a power of two for the whole part of the exponent, times a
+// polynomial for the rest. The polynomials are minimax in relative error (Remez exchange).
+
+namespace dit::cpu::DIT_ISA {
+
+// p * 2^n for whole n in [-150, 128]; results below the normal numbers are rounded once more.
+DIT_INLINE Vec scaleByPowerOf2(Vec p, Vec n) {
+#ifdef __AVX512F__
+  return _mm512_maskz_scalef_ps(0xffff, p, n);
+#else
+  // In two steps, for 2^-150 and 2^128 are not floats.
+  const Ints whole = __builtin_convertvector(n, Ints);
+  const Ints half = whole >> 1;
+  const Vec first = reinterpret_cast<Vec>((half + 127) << 23);
+  const Vec second = reinterpret_cast<Vec>((whole - half + 127) << 23);
+  return p * first * second;
+#endif
+}
+
+// Within 1.5 units in the last place; 0 from -104 downwards, infinity from 88.73 upwards, NaN
+// stays.
+DIT_INLINE Vec exp(Vec x) {
+  // Beyond these the result is 0 or infinity anyway. NaN compares false and passes.
+  x = x < splat(-104.0f) ? splat(-104.0f) : x;
+  x = x > splat(89.0f) ? splat(89.0f) : x;
+  // Adding 1.5 * 2^23 leaves no bits for fractions: it rounds to the nearest whole number.
+  const Vec rounder = splat(12582912.0f);
+  const Vec n = (x * splat(1.44269504088896341f) + rounder) - rounder;
+  // ln 2 in two parts, of which the first has so few bits that n times it is exact.
+  const Vec r = (x - n * splat(0.693359375f)) - n * splat(-2.12194440054690583e-4f);
+  // 1 + r + r^2 q(r) on |r| <= ln 2 / 2: relative error 3.1e-9.
+  Vec p = splat(0.00138146133f);
+  p = p * r + splat(0.00836870982f);
+  p = p * r + splat(0.0416683874f);
+  p = p * r + splat(0.166665207f);
+  p = p * r + splat(0.499999935f);
+  p = p * r * r + r;
+  return scaleByPowerOf2(p + splat(1.0f), n);
+}
+
+// 2^x for the probabilities of a softmax, x <= 0 but for rounding; 0 gives 1, -infinity gives 0,
+// NaN stays. Relative error 8e-8, or 9e-5 (rounding to bfloat16: 2e-3) with kCoarse.
+template <bool kCoarse>
+DIT_INLINE Vec exp2(Vec x) {
+#ifdef __AVX512F__
+  // scalef takes the floor of its exponent by itself; reduce leaves x - floor(x), 0 for -infinity.
+  constexpr int kTowardsMinusInfinity = 0x9;
+  const Vec n = x, r = _mm512_maskz_reduce_ps(0xffff, x, kTowardsMinusInfinity);
+#else
+  const Vec rounder = splat(12582912.0f);  // see exp; it rounds x - 1/2 to the floor of x
+  x = x < splat(-150.0f) ? splat(-150.0f) : x;
+  const Vec n = (x - splat(0.5f) + rounder) - rounder;
+  const Vec r = x - n;
+#endif
+  Vec p;
+  if constexpr (kCoarse) {
+    p = splat(0.0770670464f);
+    p = p * r + splat(0.227644985f);
+    p = p * r + splat(0.695116788f);
+  } else {
+    p = splat(0.00186713021f);
+    p = p * r + splat(0.00901702996f);
+    p = p * r + splat(0.0557999134f);
+    p = p * r + splat(0.24016445f);
+    p = p * r + splat(0.693151312f);
+  }
+  return scaleByPowerOf2(p * r + splat(1.0f), n);
+}
+
+DIT_INLINE Vec silu(Vec x) { return x / (splat(1.0f) + exp(-x)); }
+
+}  // namespace dit::cpu::DIT_ISA

@@ -1,0 +1,122 @@
+#include <string>
+
+#include "cpu/parallel.h"
+#include "harness.h"
+#include "oracle.h"
+
+namespace dit::test {
+namespace {
+
+struct AttentionCase {
+  int64_t rows, tokens, heads, d;
+};
+
+// scale: how far apart scores are; 1 gives normal scores, 8 a softmax that picks few keys.
+Values attend(Test& test, DType act, const AttentionCase& c, const Values& qkv) {
+  const int64_t channels = c.heads * c.d;
+  DeviceTensor y = test.output(act, {c.rows, c.tokens, channels});
+  test.ops().attention({.qkv = test.upload(qkv), .y = y, .heads = c.heads});
+  return y.download();
+}
+
+void check(Test& test, DType act, const AttentionCase& c, double scale = 1) {
+  const int64_t channels = c.heads * c.d;
+  const Values qkv = test.random(act, {c.rows, c.tokens, 3 * channels}, scale);
+  EXPECT_MATCHES(attend(test, act, c, qkv), [&]<typename T>(T) {
+    return oracle::attention<T>(c.rows, c.tokens, channels, c.heads, qkv.as<T>());
+  });
+}
+
+DIT_CASES(attentionCases) {
+  // DiT's head dimensions and odd ones, each with an odd number of rows or of heads.
+  constexpr AttentionCase kCases[] = {
+      {3, 256, 2, 72}, {1, 256, 3, 64}, {3, 16, 2, 12},   {1, 49, 3, 24},
+      {2, 49, 2, 32},  {1, 49, 1, 80},  {1, 144, 1, 128}, {1, 1, 2, 7},
+      {2, 131, 3, 9},  {1, 300, 1, 72}, {1, 64, 1, 512},  {1, 257, 1, 512},
+  };
+  for (DType act : {DType::F32, DType::BF16}) {
+    for (const AttentionCase& c : kCases) {
+      const std::string name = detail::concat("attention/", act == DType::F32 ? "f32" : "bf16",
+                                              "/d", c.d, "/t", c.tokens);
+      addCase(CaseKind::Kernel, name, [=](Test& test) { check(test, act, c); });
+    }
+  }
+}
+
+// Scores far apart: the running maximum moves, and most probabilities vanish.
+DIT_KERNEL_CASE("attention/f32/sharp") { check(test, DType::F32, {1, 300, 2, 72}, 6); }
+DIT_KERNEL_CASE("attention/bf16/sharp") { check(test, DType::BF16, {1, 300, 2, 72}, 6); }
+
+// Each token attends to itself alone: y = v, whatever the size of the scores.
+DIT_KERNEL_CASE("attention/extreme-scores") {
+  constexpr int64_t kTokens = 160, kD = 64;
+  for (DType act : {DType::F32, DType::BF16}) {
+    Values qkv = test.random(act, {1, kTokens, 3 * kD});
+    for (int64_t t = 0; t < kTokens; t++) {
+      // Tokens on a circle, so far out that the best score leads by more than 2^7.
+      for (int64_t i = 0; i < 2 * kD; i++) qkv.v[t * 3 * kD + i] = 0;
+      const double angle = 2 * M_PI * static_cast<double>(t) / kTokens;
+      for (int64_t part = 0; part < 2; part++) {
+        double* at = &qkv.v[t * 3 * kD + part * kD];
+        at[0] = rounded(act, 3e4 * std::cos(angle));
+        at[1] = rounded(act, 3e4 * std::sin(angle));
+      }
+    }
+    const Values y = attend(test, act, {1, kTokens, 1, kD}, qkv);
+    std::vector<double> want;
+    for (int64_t t = 0; t < kTokens; t++) {
+      const double* v = &qkv.v[t * 3 * kD + 2 * kD];
+      want.insert(want.end(), v, v + kD);
+    }
+    // bf16 rounds points of the circle, so that a neighbour may win: there, only finite.
+    const double error = relativeL2(y.v, want);
+    EXPECT(act == DType::F32 ? error < 1e-6 : std::isfinite(error), error);
+  }
+}
+
+// The bits of a row depend neither on the other rows nor on the threads that share the work.
+DIT_KERNEL_CASE("attention/bits") {
+  for (DType act : {DType::F32, DType::BF16}) {
+    for (int64_t d : {72, 512}) {
+      const int64_t tokens = 200, heads = d == 72 ? 3 : 1, c = heads * d;
+      const Values qkv = test.random(act, {5, tokens, 3 * c});
+      const Values third{act,
+                         {1, tokens, 3 * c},
+                         {qkv.v.begin() + 2 * tokens * 3 * c, qkv.v.begin() + 3 * tokens * 3 * c}};
+      DeviceTensor all = test.output(act, {5, tokens, c});
+      DeviceTensor one = test.output(act, {1, tokens, c});
+      test.ops().attention({.qkv = test.upload(qkv), .y = all, .heads = heads});
+      for (int threads : {1, 2, 3, 7}) {
+        cpu::setThreads(threads);
+        test.ops().attention({.qkv = test.upload(third), .y = one, .heads = heads});
+        const std::vector<char> want = all.bytes(), got = one.bytes();
+        const size_t row = got.size();
+        EXPECT(std::equal(got.begin(), got.end(), want.begin() + 2 * row), threads, " threads");
+      }
+      cpu::setThreads(test.options().threads);
+    }
+  }
+}
+
+void bench(Test& test, DType act, int64_t rows, int64_t tokens, int64_t heads, int64_t d) {
+  const int64_t c = heads * d;
+  const Tensor qkv = test.upload(test.random(act, {rows, tokens, 3 * c}));
+  const DeviceTensor y = test.output(act, {rows, tokens, c});
+  test.bench(detail::concat(dtypeName(act), " R ", rows, " T ", tokens, " heads ", heads, " x ", d),
+             4.0 * rows * heads * tokens * tokens * d, 0,
+             [&] { test.ops().attention({.qkv = qkv, .y = y, .heads = heads}); });
+}
+
+DIT_BENCH("attention") {
+  for (DType act : {DType::F32, DType::BF16}) {
+    bench(test, act, 2, 256, 16, 72);  // XL/2 at 256 px, guided
+    bench(test, act, 1, 256, 16, 72);
+    bench(test, act, 2, 1024, 16, 72);  // at 512 px
+    bench(test, act, 2, 256, 12, 64);   // B/2
+    bench(test, act, 1, 1024, 1, 512);  // the VAE at 256 px
+    bench(test, act, 1, 4096, 1, 512);  // at 512 px
+  }
+}
+
+}  // namespace
+}  // namespace dit::test
