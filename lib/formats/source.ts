@@ -177,20 +177,27 @@ function unlessIncomplete(error: unknown): undefined {
   if (!(error instanceof DiTError && error.code === 'ERR_DIT_FILE')) throw error
 }
 
-const indexSchema = v.record(v.string(), v.unknown())
-const labelsSchema = v.record(v.pipe(v.string(), v.regex(/^\d{1,9}$/)), v.string())
+const labelsSchema = v.looseObject({
+  id2label: v.nullish(v.record(v.pipe(v.string(), v.regex(/^\d{1,9}$/)), v.string())),
+})
+
+/** The class names of a model_index.json or of this package's own configuration. */
+function parseLabels(json: unknown, where: string): { id2label?: Record<number, string> } {
+  const { id2label } = parseFile(labelsSchema, json, where)
+  return id2label == null ? {} : { id2label }
+}
 
 /** Reads the place's model_index.json, chooses files, and gets them. */
 async function choose(place: Place, wanted: Wanted): Promise<Found> {
   const declared = new Set<string>()
-  let id2label: Record<number, string> | undefined
+  let labels: { id2label?: Record<number, string> } = {}
   if (place.files.has('model_index.json')) {
     const [file = ''] = await place.get(['model_index.json'])
-    const index = parseFile(indexSchema, await readJson(file), file)
+    const index = parseFile(v.record(v.string(), v.unknown()), await readJson(file), file)
+    labels = parseLabels(index, file)
     for (const [key, value] of Object.entries(index)) {
       if (Array.isArray(value) && typeof value[1] === 'string') declared.add(key)
     }
-    if (index.id2label != null) id2label = parseFile(labelsSchema, index.id2label, file)
     if (wanted.dit && !declared.has('transformer')) {
       throw badFormat(file, `${show(index._class_name)} is a pipeline without a transformer`)
     }
@@ -201,7 +208,7 @@ async function choose(place: Place, wanted: Wanted): Promise<Found> {
   const names = [...configs, ...(dit?.weights ?? []), ...(vae?.weights ?? [])]
   const files = await place.get(names)
   const paths = new Map(names.map((name, i) => [name, files[i] ?? '']))
-  return { place, selection, paths, ...(id2label === undefined ? {} : { id2label }) }
+  return { place, selection, paths, ...labels }
 }
 
 function localPath(found: Found, name: string): string {
@@ -223,10 +230,10 @@ function readConfig(json: unknown, where: string, given: GivenConfig[]): Own | u
   const input = parseDitJson(json, where)
   if (input === undefined) return undefined
   given.push({ where, input })
-  const { schedule, id2label } = json as Record<string, unknown>
+  const { schedule } = json as Record<string, unknown>
   return {
     ...(schedule == null ? {} : { schedule: parseOwnSchedule(schedule, where) }),
-    ...(id2label == null ? {} : { id2label: parseFile(labelsSchema, id2label, where) }),
+    ...parseLabels(json, where),
   }
 }
 

@@ -1,4 +1,4 @@
-import { mkdtempSync, rmSync } from 'node:fs'
+import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -10,10 +10,28 @@ export function fixture(...names: string[]): string {
   return path.join(fileURLToPath(new URL('../fixtures', import.meta.url)), ...names)
 }
 
-/** A folder of its own for a test file, removed when the process ends. */
+let root: string | undefined
+
+/** A new empty folder, removed when the process ends. */
 export function temporaryFolder(): string {
-  const folder = mkdtempSync(path.join(tmpdir(), 'dit-native-test-'))
-  process.on('exit', () => rmSync(folder, { recursive: true, force: true }))
+  if (root === undefined) {
+    const made = mkdtempSync(path.join(tmpdir(), 'dit-native-test-'))
+    process.on('exit', () => rmSync(made, { recursive: true, force: true }))
+    root = made
+  }
+  return mkdtempSync(path.join(root, 'case-'))
+}
+
+/** A copy of the pipeline in the fixtures, one of its JSON files changed. */
+export function pipelineWith(
+  file: string,
+  change: (json: Record<string, unknown>) => void = () => {},
+): string {
+  const folder = temporaryFolder()
+  cpSync(fixture('diffusers_pipeline'), folder, { recursive: true })
+  const json = JSON.parse(readFileSync(path.join(folder, file), 'utf8'))
+  change(json)
+  writeFileSync(path.join(folder, file), JSON.stringify(json))
   return folder
 }
 
