@@ -26,7 +26,7 @@ import { exists } from './file.js'
 import { openFolder, type Place, pipelineFolders } from './place.js'
 import type { ResolveOptions } from './types.js'
 
-/** A request or download is tried this often, with a pause of 0.5 s, 1 s, … between. */
+/** A request or download is tried this often, with a pause of 0.5 s, then 1 s between. */
 const attempts = 3
 
 const commitPattern = /^[0-9a-f]{40}$/
@@ -90,27 +90,27 @@ class Hub {
 
   async findCommit(revision: string): Promise<string> {
     const ref = path.join(this.folder, 'refs', revision)
+    // Without the hub, what the revision meant last time must do.
+    const known = (await exists(ref)) ? (await readFile(ref, 'utf8')).trim() : ''
     try {
-      const info = await this.request(`revision ${show(revision)}`, () =>
-        modelInfo({ ...this.access, name: this.id, revision, additionalFields: ['sha'] }),
+      const info = await this.request(
+        `revision ${show(revision)}`,
+        () => modelInfo({ ...this.access, name: this.id, revision, additionalFields: ['sha'] }),
+        commitPattern.test(known) ? 1 : attempts,
       )
       const commit: unknown = info.sha
       if (typeof commit !== 'string' || !commitPattern.test(commit)) {
         throw new DiTError('ERR_DIT_FILE', `The hub answered with the commit ${show(commit)}`)
       }
+      if (commit === known) return commit // the cache may be read-only
       await wrapFile(ref, async () => {
         await mkdir(path.dirname(ref), { recursive: true })
         await writeFile(ref, commit)
       })
       return commit
     } catch (cause) {
-      // Without the hub, what the revision meant last time must do.
-      if (!(cause instanceof Unreachable)) throw cause
-      const commit = await readFile(ref, 'utf8').catch(() => {
-        throw cause
-      })
-      if (!commitPattern.test(commit.trim())) throw cause
-      return commit.trim()
+      if (cause instanceof Unreachable && commitPattern.test(known)) return known
+      throw cause
     }
   }
 
@@ -236,7 +236,7 @@ class Hub {
   }
 
   /** Tries a request several times while it makes sense, and turns its failure into a DiTError. */
-  private async request<T>(what: string, action: () => Promise<T>): Promise<T> {
+  private async request<T>(what: string, action: () => Promise<T>, most = attempts): Promise<T> {
     if (/^(1|on|yes|true)$/i.test(process.env.HF_HUB_OFFLINE ?? '')) {
       throw new Unreachable(`${this.id}: ${what} is not in the cache and HF_HUB_OFFLINE is set`)
     }
@@ -247,7 +247,7 @@ class Hub {
       } catch (cause) {
         this.signal?.throwIfAborted()
         const failure = this.explain(what, cause)
-        if (!(failure instanceof Unreachable) || attempt === attempts) throw failure
+        if (!(failure instanceof Unreachable) || attempt >= most) throw failure
         await delay(
           250 * 2 ** attempt,
           undefined,
