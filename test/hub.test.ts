@@ -363,7 +363,11 @@ test('a cache that cannot be written', async () => {
   const file = path.join(temporaryFolder(), 'file')
   writeFileSync(file, '')
   process.env.HF_HUB_CACHE = file
-  await rejects(() => resolveSource('org/dit'), 'ERR_DIT_FILE', /a part of the path is a file.*ENOTDIR/)
+  await rejects(
+    () => resolveSource('org/dit'),
+    'ERR_DIT_FILE',
+    /a part of the path is a file.*ENOTDIR/,
+  )
 })
 
 test.run()
