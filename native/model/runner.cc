@@ -46,7 +46,7 @@ class Runner::State {
   explicit State(Listener listener) : listener_(std::move(listener)), thread_([this] { run(); }) {}
 
   ~State() {
-    close();
+    if (!ended()) close();
     thread_.join();
   }
 
@@ -216,8 +216,13 @@ class Runner::State {
       sampling_.clear();
     }
     model_.reset();
-    finish(*closeJob, {});
     for (const auto& job : unfinished) answerAfterEnd(*job);
+    finish(*closeJob, {});
+  }
+
+  bool ended() const {
+    const std::lock_guard lock(mutex_);
+    return ended_;
   }
 
   void answerAfterEnd(const Job& job) {
