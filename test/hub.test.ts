@@ -151,6 +151,8 @@ test('a checkpoint with a config.json, a VAE of its own, another revision', asyn
   assert.is(source.dit.config.heads, 2)
   assert.is(source.weights, 'ema')
   assert.match(source.description, /^org\/single@0123456789ab\/dit\.pt, EMA weights$/)
+  // The revision is the model's, not the VAE's.
+  assert.ok(hub.requests.includes('GET /api/models/org/vae/revision/main'))
   assert.match(source.vae?.description ?? '', /^org\/vae@0123456789ab\/.*\(option vae\)$/)
   assert.is(readFileSync(path.join(cache, 'models--org--single/refs/v1/2'), 'utf8'), commit)
 })

@@ -77,18 +77,21 @@ export async function resolveSource(
     throw invalidOption('vae', 'a path or a Hugging Face id', vae)
   }
   const given = options.config === undefined ? [] : [userConfig(options.config)]
-  const found = await locate(source, { dit: true, vae: vae === undefined }, options)
+  const place = source === 'demo' ? (options.demoPath ?? source) : source
+  const found = await locate(place, { dit: true, vae: vae === undefined }, options)
   const loaded = await loadDit(found, given, options)
-  const vaeFound = vae === undefined ? found : await locate(vae, { dit: false, vae: true }, options)
-  const decoder = await loadVae(vaeFound, options)
-  if (decoder !== undefined) checkChannels(decoder, loaded.dit.config, loaded.description)
+  const { config } = loaded.dit
+  const decoder =
+    vae === undefined
+      ? await loadVae(found, config, options)
+      : await resolveVae(vae, config, options)
   options.signal?.throwIfAborted()
   return { ...loaded, ...(decoder === undefined ? {} : { vae: decoder }) }
 }
 
 /**
- * The VAE alone of a folder, a file or a Hugging Face id, for a model of the given size. As
- * `resolveSource` finds it for the option `vae`, with the same errors.
+ * The VAE alone of a folder, a file or a Hugging Face id (its branch 'main'), for a model of the given
+ * size. As `resolveSource` finds it for the option `vae`, with the same errors.
  *
  * @example
  * const vae = await resolveVae('stabilityai/sd-vae-ft-ema', completeConfig('DiT-XL/2'))
@@ -96,26 +99,13 @@ export async function resolveSource(
 export async function resolveVae(
   source: string,
   config: DiTConfig,
-  options: Pick<ResolveOptions, 'signal' | 'onProgress'> = {},
+  { signal, onProgress }: Pick<ResolveOptions, 'signal' | 'onProgress'> = {},
 ): Promise<NonNullable<LoadedSource['vae']>> {
+  const options = { ...(signal && { signal }), ...(onProgress && { onProgress }) }
   const found = await locate(source, { dit: false, vae: true }, options)
-  const vae = await loadVae(found, { ...options, vae: source })
+  const vae = await loadVae(found, config, options)
   if (vae === undefined) throw new DiTError('ERR_DIT_INTERNAL', 'no VAE was looked for')
-  checkChannels(vae, config, 'the option config')
-  return vae
-}
-
-function checkChannels(
-  vae: NonNullable<LoadedSource['vae']>,
-  { channels }: DiTConfig,
-  model: string,
-): void {
-  if (vae.config.latentChannels === channels) return
-  throw new DiTError(
-    'ERR_DIT_FORMAT',
-    `The VAE of ${vae.description} makes latents of ${vae.config.latentChannels} channels, the model of ` +
-      `${model} takes ${channels}`,
-  )
+  return { ...vae, description: `${vae.description} (option vae)` }
 }
 
 /** A place with the files chosen from it, all of them on this machine. */
@@ -130,22 +120,21 @@ interface Found {
 
 async function locate(source: string, wanted: Wanted, options: ResolveOptions): Promise<Found> {
   options.signal?.throwIfAborted()
-  const target = source === 'demo' && options.demoPath !== undefined ? options.demoPath : source
   let isFolder: boolean
   try {
-    isFolder = (await stat(target)).isDirectory()
+    isFolder = (await stat(source)).isDirectory()
   } catch (cause) {
     const { code } = cause as NodeJS.ErrnoException
-    if (code !== 'ENOENT' && code !== 'ENOTDIR') throw fileError(target, 'read', cause)
-    if (isHubId(target)) return locateInHub(target, wanted, options)
+    if (code !== 'ENOENT' && code !== 'ENOTDIR') throw fileError(source, 'read', cause)
+    if (isHubId(source)) return locateInHub(source, wanted, options)
     throw new DiTError(
       'ERR_DIT_FILE',
-      `There is no file or folder ${path.resolve(target)}, and ${show(target)} is no Hugging Face id, ` +
+      `There is no file or folder ${path.resolve(source)}, and ${show(source)} is no Hugging Face id, ` +
         "which looks like 'facebook/DiT-XL-2-256'",
       { cause },
     )
   }
-  return isFolder ? choose(await openFolder(target), wanted) : locateFile(target, wanted)
+  return isFolder ? choose(await openFolder(source), wanted) : locateFile(source, wanted)
 }
 
 async function locateFile(file: string, wanted: Wanted): Promise<Found> {
@@ -295,7 +284,8 @@ async function loadDit(
 
 async function loadVae(
   found: Found,
-  { signal, vae }: ResolveOptions,
+  { channels }: DiTConfig,
+  { signal }: ResolveOptions,
 ): Promise<LoadedSource['vae']> {
   const component = found.selection.vae
   if (component === undefined) return undefined
@@ -315,7 +305,13 @@ async function loadVae(
     vaeNaming(tensors),
     ignoredInVae,
   )
-  const description = `${describe(found, component)}${vae === undefined ? '' : ' (option vae)'}`
+  const description = describe(found, component)
+  if (config.latentChannels !== channels) {
+    throw badFormat(
+      description,
+      `the VAE makes latents of ${config.latentChannels} channels, the model takes ${channels}`,
+    )
+  }
   return { config, tensors: sources, description }
 }
 

@@ -127,9 +127,10 @@ export interface ScheduleConfig {
 /** Which weights of a training checkpoint. */
 export type WeightsChoice = 'ema' | 'model'
 
+/** Of the download of a Hugging Face repository. */
 export interface LoadProgress {
-  phase: 'download' | 'read'
-  /** The file's name within the repository or folder. */
+  phase: 'download'
+  /** The file's name within the repository. */
   file: string
   /** Bytes of this file so far and in all. */
   loaded: number
