@@ -5,11 +5,14 @@ import {
   mkdirSync,
   readFileSync,
   rmSync,
+  truncateSync,
   writeFileSync,
 } from 'node:fs'
 import path from 'node:path'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
+import { completeConfig } from '../lib/formats/dit_config.js'
+import { ditTensors } from '../lib/formats/dit_names.js'
 import { readSafetensors, safetensorsLayout } from '../lib/formats/safetensors.js'
 import { configMetadataKey, resolveSource } from '../lib/formats/source.js'
 import type { LoadedSource, ResolveOptions, TensorSource } from '../lib/formats/types.js'
@@ -179,6 +182,20 @@ test('the official training checkpoint: EMA, model, what it was trained for', as
     assert.ok(part)
     assert.equal(materialise({ parts }), materialise({ parts: [part] }), name)
   }
+})
+
+test("an official checkpoint of the paper's sizes says all by its shapes", async () => {
+  const config = completeConfig('DiT-S/8')
+  const layout = safetensorsLayout(
+    ditTensors(config).map(({ name, shape }) => ({ name, shape, dtype: 'F16' })),
+  )
+  const file = path.join(temporaryFolder(), 'DiT-S-8-256x256.safetensors')
+  writeFileSync(file, layout.header)
+  truncateSync(file, layout.fileBytes) // 66 MB of nothing, which takes no space
+  const source = await resolveSource(file)
+  assert.equal(source.dit.config, config)
+  assert.equal(source.notes, [])
+  assert.is(source.dit.tensors[0]?.parts[0]?.dtype, 'F16')
 })
 
 test('the trained Fashion-MNIST checkpoint: one channel, pixels, sizes from its arguments', async () => {
