@@ -133,8 +133,8 @@ export async function openEngine(
   return engine
 }
 
-/** The bundled model; in a copy of the sources that has none yet, the small one of the tests. */
-function demoPath(): string {
+/** The bundled model; in a copy of the sources that has none yet, the small one of the tests. @internal */
+export function demoPath(): string {
   const bundled = path.join(packageRoot, 'demo/model.safetensors')
   return existsSync(bundled)
     ? bundled
