@@ -1,0 +1,80 @@
+#!/usr/bin/env node
+// The command `dit`: a thin shell over the public API.
+//
+// Exit status: 0 done, 1 it failed, 2 the command line is wrong (a DiTError with ERR_DIT_OPTION too),
+// 130 interrupted. Results go to stdout, everything else to stderr.
+
+import { readFileSync } from 'node:fs'
+import path from 'node:path'
+import { Command, CommanderError } from 'commander'
+import { DiTError } from '../errors.js'
+import { packageRoot } from '../root.cjs'
+import type { CommonFlags, Context } from './command.js'
+import { convertCommand } from './convert.js'
+import { infoCommand } from './info.js'
+import { sampleCommand } from './sample.js'
+
+const exitFailed = 1
+const exitUsage = 2
+const exitInterrupted = 130
+
+async function main(args: string[]): Promise<number> {
+  const interrupted = new AbortController()
+  const context: Context = {
+    signal: interrupted.signal,
+    print: (text) => process.stdout.write(`${text}\n`),
+  }
+  process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+    if (error.code !== 'EPIPE') throw error
+    process.exit() // who read the results has seen enough: `dit info demo | head -3`
+  })
+  // The second time, nothing is waited for.
+  process.once('SIGINT', () => interrupted.abort())
+
+  let debug = ['1', 'true'].includes(process.env.DIT_DEBUG ?? '')
+  const commands = [sampleCommand(context), infoCommand(context), convertCommand(context)]
+  const program = new Command('dit')
+    .description('Diffusion Transformers: sample, inspect and convert them')
+    .version(packageVersion())
+    .hook('preAction', (_, command) => {
+      debug ||= (command.opts() as CommonFlags).debug === true
+    })
+  for (const command of commands) program.addCommand(command)
+  for (const command of [program, ...commands]) {
+    command.exitOverride().configureOutput({
+      outputError: (text, write) => write(text.replace(/^error: /, 'dit: ')),
+    })
+  }
+
+  try {
+    await program.parseAsync(args)
+    return 0
+  } catch (error) {
+    if (interrupted.signal.aborted && error === interrupted.signal.reason) {
+      process.stderr.write('dit: interrupted\n')
+      return exitInterrupted
+    }
+    // Commander has printed its own errors, and help, which is none.
+    if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : exitUsage
+    process.stderr.write(`${describe(error)}\n`)
+    if (debug) console.error(error)
+    return error instanceof DiTError && error.code === 'ERR_DIT_OPTION' ? exitUsage : exitFailed
+  }
+}
+
+/** `dit: message (CODE)`, in one line. */
+function describe(error: unknown): string {
+  const message = error instanceof Error ? error.message : String(error)
+  const code = (error as Partial<DiTError> | null)?.code
+  const text = message.replace(/\s*\n\s*/g, ' ')
+  return code === undefined ? `dit: ${text}` : `dit: ${text} (${code})`
+}
+
+function packageVersion(): string {
+  const json = readFileSync(path.join(packageRoot, 'package.json'), 'utf8')
+  return (JSON.parse(json) as { version: string }).version
+}
+
+main(process.argv).then((status) => {
+  process.exitCode = status
+})
