@@ -1,6 +1,7 @@
 // The schedules of the reference, and samplers on data whose answer is known in closed form.
 #include "model/diffusion.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "fixture.h"
@@ -74,24 +75,25 @@ DIT_CASE("diffusion/cosine") {
   EXPECT(betas.back() == 0.999);
 }
 
-// Data that is normal with this mean and deviation: the best prediction of the noise is known, and
-// the deterministic samplers follow the ODE x = alpha mean + sqrt(alpha^2 deviation^2 + sigma^2) z.
-constexpr double kMean = 0.3, kDeviation = 0.5;
+// Data that is normal with this mean and a deviation: the best prediction of the noise is known,
+// and the deterministic samplers follow the ODE x = alpha mean + sqrt(alpha^2 deviation^2 +
+// sigma^2) z.
+constexpr double kMean = 0.3;
 
-double bestNoise(double x, double abar) {
-  const double alpha = std::sqrt(abar), variance = abar * kDeviation * kDeviation + 1 - abar;
+double bestNoise(double x, double abar, double deviation) {
+  const double alpha = std::sqrt(abar), variance = abar * deviation * deviation + 1 - abar;
   return (x - alpha * kMean) * std::sqrt(1 - abar) / variance;
 }
 
 // Runs a plan as SolverStep says, on one number, with the given noise.
-double run(const Plan& plan, double x, const std::vector<double>& noise) {
+double run(const Plan& plan, double x, const std::vector<double>& noise, double deviation) {
   std::vector<double> abars;
   double abar = 1;
   for (double beta : makeBetas({})) abars.push_back(abar *= 1 - beta);
   double history[kSolverHistory] = {};
   for (size_t i = 0; i < plan.size(); i++) {
     const SolverStep& s = plan[i].update;
-    const double m = bestNoise(x, abars[static_cast<size_t>(plan[i].timestep)]);
+    const double m = bestNoise(x, abars[static_cast<size_t>(plan[i].timestep)], deviation);
     const double x0 = s.x0FromX * x + s.x0FromModel * m;
     const double eps = s.epsFromX * x + s.epsFromX0 * x0 + s.epsFromModel * m;
     double next = s.xFromX * x + s.xFromX0 * x0 + s.xFromEps * eps + s.noise * noise[i];
@@ -102,32 +104,64 @@ double run(const Plan& plan, double x, const std::vector<double>& noise) {
   return x;
 }
 
-double errorOf(SamplerKind sampler, int64_t steps) {
-  const Plan plan = makePlan({}, {.sampler = sampler, .spacing = std::to_string(steps)});
+// The ODE's solution at a timestep (-1: clean data) for the latent z standard deviations from the
+// mean.
+double solution(int64_t timestep, double z, double deviation) {
   double abar = 1;
-  for (double beta : makeBetas({})) abar *= 1 - beta;
+  const std::vector<double> betas = makeBetas({});
+  for (int64_t t = 0; t <= timestep; t++) abar *= 1 - betas[t];
+  return std::sqrt(abar) * kMean + std::sqrt(abar * deviation * deviation + 1 - abar) * z;
+}
+
+// The largest error of a plan on its way down to (not including the evaluation at) a timestep of
+// it, or at its end (-1).
+double errorAt(int64_t timestep, SamplerKind sampler, const std::string& spacing,
+               double deviation = 0.5) {
+  Plan plan = makePlan({}, {.sampler = sampler, .spacing = spacing});
+  const auto reached = std::find_if(plan.begin(), plan.end(), [&](const PlanStep& step) {
+    return static_cast<int64_t>(step.timestep) == timestep;
+  });
+  DIT_CHECK(timestep < 0 || reached != plan.end(), ErrorCode::Internal, "not a timestep");
+  plan.erase(reached, plan.end());
   double worst = 0;
-  for (const double start : {-1.5, -0.4, 0.2, 1.1, 2.5}) {
-    const double z =
-        (start - std::sqrt(abar) * kMean) / std::sqrt(abar * kDeviation * kDeviation + 1 - abar);
-    const double got = run(plan, start, std::vector<double>(plan.size(), 0));
-    worst = std::max(worst, std::abs(got - (kMean + kDeviation * z)));
+  for (const double z : {-2.0, -1.0, 0.3, 1.5}) {
+    const double start = solution(static_cast<int64_t>(plan[0].timestep), z, deviation);
+    const double got = run(plan, start, std::vector<double>(plan.size(), 0), deviation);
+    worst = std::max(worst, std::abs(got - solution(timestep, z, deviation)));
   }
   return worst;
 }
 
 DIT_CASE("diffusion/order") {
   // Halving the step divides the error by 2 (first order) and by 4 (second order).
-  const double ddim = errorOf(SamplerKind::Ddim, 50) / errorOf(SamplerKind::Ddim, 100);
-  EXPECT(ddim > 1.7 && ddim < 2.5, "ddim ", ddim);
-  const double dpm = errorOf(SamplerKind::DpmSolver, 25) / errorOf(SamplerKind::DpmSolver, 50);
-  EXPECT(dpm > 3.0, "dpm++ ", dpm, " ", errorOf(SamplerKind::DpmSolver, 25));
-  EXPECT(errorOf(SamplerKind::DpmSolver, 25) < 0.3 * errorOf(SamplerKind::Ddim, 25));
-  EXPECT(errorOf(SamplerKind::DpmSolver, 25) < 0.02, errorOf(SamplerKind::DpmSolver, 25));
+  const auto order = [](SamplerKind sampler) {
+    return errorAt(200, sampler, "ddim50") / errorAt(200, sampler, "ddim100");
+  };
+  const double ddim = order(SamplerKind::Ddim), dpm = order(SamplerKind::DpmSolver);
+  EXPECT(ddim > 1.8 && ddim < 2.2, ddim);
+  EXPECT(dpm > 3.5 && dpm < 4.5, dpm);
+}
+
+// The whole way to clean data, wide and narrow: it converges, and dpm++ is nearer than ddim.
+DIT_CASE("diffusion/convergence") {
+  for (const double deviation : {0.5, 0.1, 0.05}) {
+    const auto error = [&](SamplerKind sampler, const char* spacing) {
+      return errorAt(-1, sampler, spacing, deviation);
+    };
+    for (const SamplerKind sampler : {SamplerKind::Ddim, SamplerKind::DpmSolver}) {
+      EXPECT(error(sampler, "80") < 0.6 * error(sampler, "20"), deviation);
+      EXPECT(error(sampler, "320") < 0.6 * error(sampler, "80"), deviation);
+    }
+    for (const char* spacing : {"10", "25", "50"}) {
+      EXPECT(error(SamplerKind::DpmSolver, spacing) < 0.85 * error(SamplerKind::Ddim, spacing),
+             spacing, " at ", deviation);
+    }
+  }
 }
 
 // Ancestral samplers: the distribution of the results.
 DIT_CASE("diffusion/distribution") {
+  constexpr double kDeviation = 0.5;
   for (const PlanOptions& options :
        {PlanOptions{.sampler = SamplerKind::Ddpm, .spacing = "250"},
         PlanOptions{.sampler = SamplerKind::Ddim, .spacing = "250", .eta = 1}}) {
@@ -136,7 +170,7 @@ DIT_CASE("diffusion/distribution") {
     double mean = 0, square = 0;
     for (int64_t i = 0; i < n; i++) {
       const Values z = test.random(DType::F64, {static_cast<int64_t>(plan.size()) + 1});
-      const double x = run(plan, z.v.back(), z.v);
+      const double x = run(plan, z.v.back(), z.v, kDeviation);
       mean += x / n;
       square += x * x / n;
     }
