@@ -41,12 +41,9 @@ export class Engine {
     this.#model = new Model((event) => dispatch(jobs, event))
   }
 
-  get closed(): boolean {
-    return this.#closed !== undefined
-  }
-
   info(): ModelInfo {
-    return this.#model.info()
+    if (this.#closed) throw closedError()
+    return this.#ask((model) => model.info())
   }
 
   /**
@@ -56,7 +53,7 @@ export class Engine {
   async run(start: Start, { signal, onEvent }: RunOptions = {}): Promise<DoneEvent> {
     signal?.throwIfAborted()
     if (this.#closed) throw closedError()
-    const id = this.#start(start)
+    const id = this.#ask(start)
     return new Promise<DoneEvent>((resolve, reject) => {
       const onAbort = () => {
         settle(signal?.reason)
@@ -132,14 +129,12 @@ export class Engine {
   }
 
   async #end(): Promise<void> {
-    const id = this.#start((model) => model.close())
+    const id = this.#ask((model) => model.close())
     await new Promise<void>((resolve, reject) => {
       this.#jobs.set(id, {
         engine: this,
         settle: (error, done) => {
           this.#jobs.delete(id)
-          // The native side answers them too, but after this.
-          for (const job of [...this.#jobs.values()]) job.settle(closedError())
           if (done) resolve()
           else reject(error)
         },
@@ -147,9 +142,9 @@ export class Engine {
     })
   }
 
-  #start(start: Start): number {
+  #ask<T>(question: (model: Model) => T): T {
     try {
-      return start(this.#model)
+      return question(this.#model)
     } catch (error) {
       throw nativeError(error)
     }

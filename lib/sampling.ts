@@ -221,6 +221,7 @@ export function relay(
       onProgress({ type: 'preview', index, image, step: event.done, steps: event.total })
       return
     }
+    if (event.done === done[part]) return // its images wait for others
     done[part] = event.done
     const stepsPerImage = event.total / (made[part]?.length ?? 1)
     const step = done.reduce((sum, steps) => sum + steps, 0)

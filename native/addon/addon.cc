@@ -3,8 +3,8 @@
 #include "addon/convert.h"
 #include "addon/model_wrap.h"
 
-// dit_native.node: what bindings.d.ts names. No state but that of the objects, so that every
-// environment (the process's, each worker's) has its own.
+// dit_native.node: what bindings.d.ts names. All state belongs to objects or to the
+// environment (the process's, each worker's has its own).
 
 namespace dit::addon {
 namespace {
@@ -23,7 +23,13 @@ Napi::Value schedule(const Napi::CallbackInfo& info) {
   });
 }
 
+void onExit(const Napi::CallbackInfo& info) { Session::endAll(info.Env()); }
+
 Napi::Object init(Napi::Env env, Napi::Object exports) {
+  env.SetInstanceData(new OpenSessions);
+  const auto process = env.Global().Get("process").As<Napi::Object>();
+  process.Get("on").As<Napi::Function>().Call(
+      process, {Napi::String::New(env, "exit"), Napi::Function::New<onExit>(env, "endSessions")});
   exports["Model"] = ModelWrap::define(env);
   exports["devices"] = Napi::Function::New<devices>(env, "devices");
   exports["schedule"] = Napi::Function::New<schedule>(env, "schedule");

@@ -34,10 +34,16 @@ std::shared_ptr<Session> Session::open(Napi::Env env, const Napi::Function& list
   session->channel_.Unref(env);
   // Registered after the thread-safe function, so that it runs before that function's own hook.
   napi_add_env_cleanup_hook(env, environmentEnds, session.get());
+  env.GetInstanceData<OpenSessions>()->sessions.insert(session.get());
   return session;
 }
 
 Session::~Session() = default;
+
+void Session::endAll(Napi::Env env) {
+  const std::set<Session*> open = env.GetInstanceData<OpenSessions>()->sessions;
+  for (Session* session : open) session->joinThread();
+}
 
 Runner& Session::runner() {
   DIT_CHECK(runner_, ErrorCode::Closed, "The model was closed");
@@ -90,16 +96,18 @@ void Session::deliver(const Napi::Function& listener, const JobEvent& event) {
   }
   if (!last) return;
   if (--underWay_ == 0 && !ended()) channel_.Unref(env_);
-  if (closing_ && event.job == closeJob_) end();
+  if (closing_ && event.job == closeJob_ && !ended()) {
+    joinThread();
+    napi_remove_env_cleanup_hook(env_, environmentEnds, this);
+    channel_.Release();
+  }
 }
 
-void Session::end() {
-  if (!runner_) return;
-  runner_.reset();  // joins the thread
-  napi_remove_env_cleanup_hook(env_, environmentEnds, this);
-  channel_.Release();
+void Session::joinThread() {
+  runner_.reset();
+  env_.GetInstanceData<OpenSessions>()->sessions.erase(this);
 }
 
-void Session::environmentEnds(void* session) { static_cast<Session*>(session)->runner_.reset(); }
+void Session::environmentEnds(void* session) { static_cast<Session*>(session)->joinThread(); }
 
 }  // namespace dit::addon

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <set>
 
 #include "model/runner.h"
 
@@ -18,11 +19,18 @@ namespace dit::addon {
 // A session ends in one of two ways, both of which join the model's thread first, so that no event
 // can arrive later: its close job is done, or the environment (process or worker) ends while it is
 // open. In between it keeps the event loop alive while a job is under way, and only then.
+//
+// Node runs an environment's cleanup hooks when a worker ends or a script comes to its end, but not
+// in process.exit(), which goes on to the destructors of the libraries that the model's thread is
+// using. So the addon also listens to the process's event 'exit' (`endAll`).
 class Session : public std::enable_shared_from_this<Session> {
  public:
   // `listener` is called with every event of every job.
   static std::shared_ptr<Session> open(Napi::Env env, const Napi::Function& listener);
   ~Session();
+
+  // Joins the threads of all sessions of this environment, which is about to end.
+  static void endAll(Napi::Env env);
 
   // Asks the runner for a job; throws Closed when there is none any more.
   template <typename Request>
@@ -49,7 +57,7 @@ class Session : public std::enable_shared_from_this<Session> {
   void post(JobEvent&& event);
   void deliver(const Napi::Function& listener, const JobEvent& event);
   void began();
-  void end();
+  void joinThread();
   static void environmentEnds(void* session);
 
   Napi::Env env_;
@@ -58,6 +66,11 @@ class Session : public std::enable_shared_from_this<Session> {
   int64_t underWay_ = 0;  // jobs whose last event has not been delivered
   uint64_t closeJob_ = 0;
   bool closing_ = false;  // closeJob_ is set
+};
+
+// The sessions of an environment whose threads run: its instance data.
+struct OpenSessions {
+  std::set<Session*> sessions;
 };
 
 }  // namespace dit::addon
