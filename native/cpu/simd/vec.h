@@ -37,7 +37,8 @@ struct Bf16 {
   uint16_t bits;
 };
 
-DIT_INLINE Vec splat(float x) { return Vec{} + x; }
+// x in every lane. (x - 0 is x for all x, which the compiler knows; x + 0 is not, for x = -0.)
+DIT_INLINE Vec splat(float x) { return x - Vec{}; }
 DIT_INLINE Vec maximum(Vec a, Vec b) { return a > b ? a : b; }
 DIT_INLINE Vec minimum(Vec a, Vec b) { return a < b ? a : b; }
 
