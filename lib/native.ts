@@ -8,7 +8,7 @@ import { packageRoot } from './root.cjs'
 /** The surface of the binary. @internal */
 export type Binding = typeof Native
 
-const require = createRequire(path.join(packageRoot, 'package.json'))
+const requireFile = createRequire(path.join(packageRoot, 'package.json'))
 const platform = `${process.platform}-${process.arch}`
 
 /** What is tried, in this order: a build of this copy of the sources, then what came with the package. */
@@ -44,14 +44,14 @@ function load(): Binding {
   }
   let loaded: Binding
   try {
-    loaded = require(file) as Binding
+    loaded = requireFile(file) as Binding
   } catch (cause) {
     const reason = cause instanceof Error ? cause.message : String(cause)
     throw new DiTError('ERR_DIT_PLATFORM', `Cannot load ${file}: ${reason}. ${buildHint}`, {
       cause,
     })
   }
-  const { version } = require('./package.json') as { version: string }
+  const { version } = requireFile('./package.json') as { version: string }
   if (loaded.version !== version) {
     throw new DiTError(
       'ERR_DIT_PLATFORM',
