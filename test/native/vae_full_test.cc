@@ -10,6 +10,7 @@
 #include "model/vae.h"
 #include "naive_bf16.h"
 #include "prng.h"
+#include "timed_backend.h"
 
 namespace dit::test {
 namespace {
@@ -230,6 +231,29 @@ void benchDecode(Test& test, Precision precision) {
                    {});
              });
 }
+
+// Where the time of a decode goes, operation by operation.
+void profileDecode(Test& test, Precision precision) {
+  if (!test.backend().supports(precision)) {
+    std::printf("%s: not on this device\n", precisionName(precision));
+    return;
+  }
+  auto timed = std::make_unique<TimedBackend>(
+      openBackend({.device = test.options().device, .threads = test.options().threads}));
+  TimedBackend& times = *timed;
+  Ops ops(std::move(timed));
+  SdVaeWeights weights;
+  Vae vae(ops, sdConfig(), weights, precision);
+  const Fixture file("full_size/sd_vae.safetensors");
+  for (int i = 0; i < 6; i++) {
+    decode(vae, floats(file.at("z")), 32, 32);
+    times.endRun();
+  }
+  times.print();
+}
+
+DIT_BENCH("vae/profile/fp32") { profileDecode(test, Precision::F32); }
+DIT_BENCH("vae/profile/bf16") { profileDecode(test, Precision::BF16); }
 
 DIT_BENCH("vae/decode/fp32") { benchDecode(test, Precision::F32); }
 DIT_BENCH("vae/decode/bf16") { benchDecode(test, Precision::BF16); }
