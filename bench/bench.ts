@@ -1,0 +1,79 @@
+// npm run bench -- [--quick] [--only=peak,forward,decoder,load,sample] [--json] [--write]
+//
+// Times this project beside onnxruntime-node, on all cores. Prints tables, or with --json one JSON
+// object; --write also replaces bench/RESULTS.md. --quick takes fewer rounds. Wants a quiet machine;
+// alternating rounds and minima help on others. The first run makes 3.1 GB of files in bench/.cache.
+
+import { spawnSync } from 'node:child_process'
+import { readFileSync, writeFileSync } from 'node:fs'
+import os from 'node:os'
+import path from 'node:path'
+import { parseArgs } from 'node:util'
+import { packageRoot as root } from '../lib/root.cjs'
+import * as measure from './measure.js'
+import { type Results, report } from './report.js'
+
+const benchmarks = {
+  peak: async () => measure.measurePeak(),
+  forward: (quick) => measure.measureForward(quick ? 3 : 11),
+  decoder: (quick) => measure.measureDecoder(quick ? 3 : 9),
+  load: (quick) => measure.measureLoad(quick ? 1 : 3),
+  sample: (quick) => measure.measureSample(quick ? 1 : 3),
+} satisfies Record<string, (quick: boolean) => Promise<unknown>>
+type Name = keyof typeof benchmarks
+
+function processor(): string {
+  const name = /^model name\s*: (.*)$/m.exec(readFileSync('/proc/cpuinfo', 'utf8'))?.[1]
+  return name ?? os.arch()
+}
+
+function git(...args: string[]): string {
+  return spawnSync('git', args, { cwd: root, encoding: 'utf8' }).stdout.trim()
+}
+
+function commit(): string {
+  const changed = git('status', '--porcelain', '--untracked-files=no') !== ''
+  return `${git('rev-parse', '--short', 'HEAD')}${changed ? ' with changes' : ''}`
+}
+
+async function main(): Promise<void> {
+  const args = process.argv.slice(2)
+  const { values } = parseArgs({
+    args,
+    options: {
+      quick: { type: 'boolean', default: false },
+      json: { type: 'boolean', default: false },
+      write: { type: 'boolean', default: false },
+      only: { type: 'string', default: Object.keys(benchmarks).join(',') },
+    },
+  })
+  const chosen = values.only.split(',')
+  const unknown = chosen.filter((name) => !Object.hasOwn(benchmarks, name))
+  if (unknown.length > 0) {
+    throw new Error(`--only: expected some of ${Object.keys(benchmarks)}, got ${unknown}`)
+  }
+  const results: Results = {
+    date: new Date().toISOString().slice(0, 10),
+    commit: commit(),
+    command: ['npm run bench', ...(args.length > 0 ? ['--', ...args] : [])].join(' '),
+    processor: processor(),
+    cores: measure.threads,
+    loadAverage: os.loadavg()[0] as number,
+    node: process.versions.node,
+  }
+  for (const name of Object.keys(benchmarks) as Name[]) {
+    if (!chosen.includes(name)) continue
+    console.error(`bench: ${name}`)
+    Object.assign(results, { [name]: await benchmarks[name](values.quick) })
+  }
+  console.log(values.json ? JSON.stringify(results) : report(results))
+  if (values.write) {
+    const file = path.join(root, 'bench/RESULTS.md')
+    writeFileSync(file, `# Benchmark results\n\n${report(results)}\n`)
+  }
+}
+
+main().catch((error: Error) => {
+  console.error(`bench: ${error.stack}`)
+  process.exitCode = 1
+})
