@@ -173,19 +173,19 @@ export class DiT {
    */
   sample(
     labels: Label | readonly Label[],
-    sampleOptions: options.SampleOptions & { output: 'latent' },
+    sampleOptions: options.SampleOptions<'latent'> & { output: 'latent' },
   ): Promise<Latents>
   sample(
     labels: Label | readonly Label[],
-    sampleOptions?: options.SampleOptions & { output?: 'image' },
+    sampleOptions?: options.SampleOptions,
   ): Promise<RawImage[]>
   sample(
     labels: Label | readonly Label[],
-    sampleOptions?: options.SampleOptions,
+    sampleOptions?: options.SampleOptions<options.Output>,
   ): Promise<RawImage[] | Latents>
   async sample(
     labels: Label | readonly Label[],
-    sampleOptions: options.SampleOptions = {},
+    sampleOptions: options.SampleOptions<options.Output> = {},
   ): Promise<RawImage[] | Latents> {
     const given = options.check(options.sampleSchema, sampleOptions)
     const last = await this.#sample(labels, given)
@@ -205,7 +205,7 @@ export class DiT {
    */
   async *stream(
     labels: Label | readonly Label[],
-    sampleOptions: options.SampleOptions = {},
+    sampleOptions: options.SampleOptions<options.Output> = {},
   ): AsyncGenerator<StreamEvent, void, undefined> {
     const given = options.check(options.sampleSchema, sampleOptions)
     const left = new AbortController()
@@ -231,7 +231,7 @@ export class DiT {
 
   async #sample(
     labels: Label | readonly Label[],
-    given: options.SampleOptions,
+    given: options.SampleOptions<options.Output>,
   ): Promise<ImagesEvent | LatentsEvent> {
     const { requests, made } = planSample(this, labels, given)
     const all = made.flat()

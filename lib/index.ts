@@ -26,6 +26,7 @@ export type {
   EncodeOptions,
   LoadOptions,
   ModelProgress,
+  Output,
   Precision,
   SampleOptions,
   SaveOptions,

@@ -71,8 +71,11 @@ export interface CreateOptions extends DeviceOptions {
   schedule?: Partial<ScheduleConfig>
 }
 
+/** What `dit.sample` gives: images, or the latents they would be decoded from. */
+export type Output = 'image' | 'latent'
+
 /** Options of `dit.sample` and `dit.stream`. */
-export interface SampleOptions {
+export interface SampleOptions<Wanted extends Output = 'image'> {
   /**
    * `'dpm++'`, the default: DPM-Solver++(2M) (Lu et al. 2022). `'ddim'`: Song et al. 2021. `'ddpm'`:
    * ancestral sampling (Ho et al. 2020), with the learned variance where the model has one.
@@ -107,7 +110,7 @@ export interface SampleOptions {
   /** The noise of every step instead of the seed's: [n, steps, channels, height, width]. */
   stepNoise?: Tensor
   /** `'latent'`: the latents, not decoded. Default `'image'`. */
-  output?: 'image' | 'latent'
+  output?: Wanted
   /** Stops the work within one step; the call rejects with `signal.reason`. */
   signal?: AbortSignal
   /** Called after every step, and with every preview. What it throws ends the call. */

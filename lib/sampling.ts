@@ -9,8 +9,10 @@ import { type RawImage, splitImages } from './image.js'
 import { nativeError, type RunningEvent } from './jobs.js'
 import { type ClassNames, type ResolvedLabels, resolveLabels } from './labels.js'
 import { native } from './native.js'
-import type { SampleOptions, Seed } from './options.js'
+import type { SampleOptions as Options, Output, Seed } from './options.js'
 import { checkTensor, slice, type Tensor } from './tensor.js'
+
+type SampleOptions = Options<Output>
 
 /** The latents of `dit.sample` with `output: 'latent'`: [n, channels, height, width]. */
 export interface Latents extends Tensor {

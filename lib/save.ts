@@ -105,11 +105,15 @@ async function writeFolder(target: string, fill: (folder: string) => Promise<voi
   try {
     const replaces = await isReplaceable(whole)
     await mkdir(folder, { recursive: true })
-    await fill(folder)
-    if (replaces) await exchange(folder, whole, `${unique}.old`)
-    else await rename(folder, whole)
+    try {
+      await fill(folder)
+      if (replaces) await exchange(folder, whole, `${unique}.old`)
+      else await rename(folder, whole)
+    } catch (error) {
+      await rm(folder, { recursive: true, force: true })
+      throw error
+    }
   } catch (cause) {
-    await rm(folder, { recursive: true, force: true })
     throw fileError(target, 'write', cause)
   }
 }

@@ -23,7 +23,7 @@ function stepNoise(recorded: Tensor, n: number): Tensor {
   return { data, shape: [n, steps, ...rest] }
 }
 
-const trajectories: [name: string, options: SampleOptions][] = [
+const trajectories: [name: string, options: SampleOptions<'latent'>][] = [
   ['a96h4_ddim_cfg4_eta0', { sampler: 'ddim', guidance: 4 }],
   ['a96h4_ddim_cfg4_eta1', { sampler: 'ddim', guidance: 4, eta: 1 }],
   ['a96h4_ddpm_cfg4', { sampler: 'ddpm', guidance: 4 }],
