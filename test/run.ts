@@ -7,9 +7,9 @@
 //   native   the C++ tests, build/Release/dit_native_test (the full suite: with --full)
 //   files    test/**/*.test.ts, each in a process of its own, one at a time: native code uses all cores
 //
-// Suites: `default` runs all but *.full.test.ts; `full` runs those too; `fast` leaves out the files
-// that ask for more than the default time limit. A file asks with a comment among its first lines:
-// `// timeout: 120s`. --only keeps the steps and files whose path matches the regular expression.
+// Suites: `default` runs all but *.full.test.ts and the C++ cases of full-size networks; `full` runs
+// those too; `fast` leaves out the files that ask for more than the default time limit. A file asks
+// with a comment among its first lines: `// timeout: 120s`. --only keeps the steps and files whose path matches the regular expression.
 //
 // uvu alone passes a file whose test.run() is forgotten, one whose `before` hook throws, one that
 // throws something other than an Error, and waits for ever on a test that never ends. So a file
@@ -27,6 +27,7 @@ import { parseArgs } from 'node:util'
 const root = path.dirname(path.dirname(fileURLToPath(import.meta.url)))
 const kFileLimit = 60 // seconds
 const kNativeLimit = 900
+const kFullNativeLimit = 5400
 const kScriptLimit = 300
 
 interface Ended {
@@ -156,19 +157,25 @@ function testFiles(dir: string): string[] {
 
 // ---- the other steps ----
 
-function judgeNative(ended: Ended): Result {
+function judgeNative(ended: Ended, limit: number): Result {
   const match = /(\d+) passed, (\d+) failed\s*$/.exec(ended.output)
   const [passed, failed] = [Number(match?.[1] ?? 0), Number(match?.[2] ?? 0)]
   let problem: string | undefined
   if (match === null) problem = 'its last line is not "N passed, N failed"'
   else if (failed > 0) problem = `${failed} failed`
   else if (passed === 0) problem = 'no tests ran'
-  return result(passed, failed, badEnd(ended, kNativeLimit), problem)
+  return result(passed, failed, badEnd(ended, limit), problem)
 }
 
 function nativeStep(executable: string, suite: string): Step {
-  const command = suite === 'full' ? [executable, '--full'] : [executable]
-  return { name: 'native', limit: kNativeLimit, command, judge: judgeNative }
+  const full = suite === 'full'
+  const limit = full ? kFullNativeLimit : kNativeLimit
+  return {
+    name: 'native',
+    limit,
+    command: full ? [executable, '--full'] : [executable],
+    judge: (ended) => judgeNative(ended, limit),
+  }
 }
 
 function scriptStep(name: string, ...args: string[]): Step {

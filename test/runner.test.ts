@@ -157,7 +157,9 @@ test('suites and --only', () => {
 })
 
 test('the native executable', () => {
-  const native = (text: string) => run({ native: `#!/bin/sh\n${text}\n` })
+  const native = (text: string, ...args: string[]) =>
+    run({ native: `#!/bin/sh\n${text}\n` }, ...args)
+  assert.is(native('echo $# passed, 0 failed', '--suite=full').last, '1 passed, 0 failed')
   assert.is(native('echo 7 passed, 0 failed').last, '7 passed, 0 failed')
   assert.is(native('echo 7 passed, 2 failed; exit 1').last, '7 passed, 2 failed')
   assert.is(native('echo 0 passed, 0 failed').last, '0 passed, 1 failed')
