@@ -108,6 +108,7 @@ function synonyms(name: string): string[] {
   return name.split(',').map((part) => part.trim().toLowerCase())
 }
 
+/** The nearest of `all` to a name that is none of them, the nearest first; at most three. */
 function closest<T extends { synonym: string }>(wanted: string, all: T[]): T[] {
   return all
     .map((entry) => ({ entry, distance: nearness(wanted, entry.synonym) }))
@@ -117,10 +118,10 @@ function closest<T extends { synonym: string }>(wanted: string, all: T[]): T[] {
     .map(({ entry }) => entry)
 }
 
-/** The number of edits between two words; fewer when one contains the other. */
-function nearness(wanted: string, word: string): number {
-  if (wanted.length >= 3 && word.includes(wanted)) return 1
-  return editDistance(wanted, word)
+/** The number of edits between two words; 1 when one contains the other. @internal */
+export function nearness(a: string, b: string): number {
+  const [short, long] = a.length < b.length ? [a, b] : [b, a]
+  return short.length >= 3 && long.includes(short) ? 1 : editDistance(a, b)
 }
 
 /** Levenshtein's distance: insertions, deletions and replacements of one letter. @internal */

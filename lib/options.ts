@@ -10,7 +10,7 @@ import type {
   ScheduleConfig,
   WeightsChoice,
 } from './formats/types.js'
-import { editDistance } from './labels.js'
+import { nearness } from './labels.js'
 import type { Tensor } from './tensor.js'
 
 /**
@@ -334,7 +334,7 @@ export function check<S extends v.GenericSchema & { entries: v.ObjectEntries }>(
 function unknownOption(name: string, known: string[]): string {
   const distances = known.map((option) => ({
     option,
-    distance: editDistance(name.toLowerCase(), option.toLowerCase()),
+    distance: nearness(name.toLowerCase(), option.toLowerCase()),
   }))
   const [nearest] = distances.sort((a, b) => a.distance - b.distance)
   const hint =
