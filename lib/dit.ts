@@ -2,7 +2,7 @@ import type { ModelSpec } from '../bindings.js'
 import { Channel } from './channel.js'
 import { type DeviceInfo, listDevices } from './devices.js'
 import { DiTError, invalidOption } from './errors.js'
-import type { ImagesEvent, LatentsEvent, PreviewEvent, ProgressEvent } from './events.js'
+import type { ImagesEvent, LatentsEvent, PreviewEvent, ProgressEvent, Timings } from './events.js'
 import type { DiTConfig, DiTConfigInput, ScheduleConfig, VaeConfig } from './formats/types.js'
 import { type Pixels, type RawImage, splitImages } from './image.js'
 import type { Engine } from './jobs.js'
@@ -15,7 +15,7 @@ import {
   type SourceInfo,
 } from './loading.js'
 import * as options from './options.js'
-import { bytesOf, checkTimesteps, imageFloats, tensorOf } from './payloads.js'
+import { bytesOf, checkTimesteps, Gathered, imageFloats } from './payloads.js'
 import {
   downscale,
   jobRanges,
@@ -28,7 +28,7 @@ import {
   seedsFrom,
 } from './sampling.js'
 import { saveModel } from './save.js'
-import { checkTensor, concatenate, slice, type Tensor } from './tensor.js'
+import { checkTensor, slice, type Tensor } from './tensor.js'
 
 /** Memory of a model on its device, in bytes. */
 export interface MemoryInfo {
@@ -233,26 +233,29 @@ export class DiT {
     labels: Label | readonly Label[],
     given: options.SampleOptions<options.Output>,
   ): Promise<ImagesEvent | LatentsEvent> {
-    const { requests, made } = planSample(this, labels, given)
-    const all = made.flat()
-    const done = await this.#engine.runAll(
-      requests.map((request) => (model) => model.sample(request)),
-      {
-        signal: given.signal,
-        ...(given.onProgress && { onEvent: relay(requests, made, given.onProgress) }),
-      },
+    const { parts, made } = planSample(this, labels, given)
+    const wantsLatents = given.output === 'latent'
+    const relayed = given.onProgress && relay(parts, made, given.onProgress)
+    const latents = new Gathered(made.length)
+    const timings: Timings = { sampleSeconds: 0, decodeSeconds: 0 }
+    const images = await this.#engine.runAll(
+      parts.map(({ request, begin, end }, part) => ({
+        start: (model) => model.sample(request),
+        onEvent: relayed && ((event) => relayed(event, part)),
+        finish(done) {
+          timings.sampleSeconds = Math.max(timings.sampleSeconds, done.sampleSeconds)
+          timings.decodeSeconds += done.decodeSeconds
+          if (!wantsLatents) return splitImages(bytesOf(done), made.slice(begin, end))
+          latents.add(done, begin)
+          return []
+        },
+      })),
+      given.signal,
     )
-    const seconds = {
-      sampleSeconds: Math.max(...done.map((event) => event.sampleSeconds)),
-      decodeSeconds: done.reduce((sum, event) => sum + event.decodeSeconds, 0),
-    }
-    if (given.output === 'latent') {
-      const latents = concatenate(done.map(tensorOf))
-      const of = { seeds: all.map(({ seed }) => seed), labels: all.map(({ label }) => label) }
-      return { type: 'latents', latents: { ...latents, ...of }, ...seconds }
-    }
-    const images = done.flatMap((event, part) => splitImages(bytesOf(event), made[part] ?? []))
-    return { type: 'images', images, ...seconds }
+    if (!wantsLatents) return { type: 'images', images: images.flat(), ...timings }
+    const seeds = made.map(({ seed }) => seed)
+    const classes = made.map(({ label }) => label)
+    return { type: 'latents', latents: { ...latents.tensor, seeds, labels: classes }, ...timings }
   }
 
   /**
@@ -282,19 +285,23 @@ export class DiT {
       guidanceChannels: resolveGuidanceChannels(given.guidanceChannels, config),
     }
     const bytes = 4 * config.channels * (config.learnSigma ? 2 : 1) * height * width
-    const done = await this.#engine.runAll(
-      jobRanges(n, bytes).map(([begin, end]) => (model) => {
-        return model.denoise({
-          ...common,
-          ...labelFields(resolved, begin, end),
-          n: end - begin,
-          x: slice(x, begin, end),
-          timesteps: t.slice(begin, end),
-        })
-      }),
-      { signal: given.signal },
+    const out = new Gathered(n)
+    await this.#engine.runAll(
+      jobRanges(n, bytes).map(([begin, end]) => ({
+        start(model) {
+          return model.denoise({
+            ...common,
+            ...labelFields(resolved, begin, end),
+            n: end - begin,
+            x: slice(x, begin, end),
+            timesteps: t.slice(begin, end),
+          })
+        },
+        finish: (done) => out.add(done, begin),
+      })),
+      given.signal,
     )
-    return concatenate(done.map(tensorOf))
+    return out.tensor
   }
 
   /**
@@ -311,20 +318,17 @@ export class DiT {
     checkTensor('latents', latents, ['n', vae.latentChannels, 'height', 'width'])
     const [n = 0, , height = 0, width = 0] = latents.shape
     const bytes = height * width * downscale(vae) ** 2 * vae.outChannels
-    const ranges = jobRanges(n, bytes)
-    const done = await this.#engine.runAll(
-      ranges.map(([begin, end]) => (model) => {
-        return model.decode({ n: end - begin, height, width, latents: slice(latents, begin, end) })
-      }),
-      { signal },
+    const images = await this.#engine.runAll(
+      jobRanges(n, bytes).map(([begin, end]) => ({
+        start(model) {
+          const part = slice(latents, begin, end)
+          return model.decode({ n: end - begin, height, width, latents: part })
+        },
+        finish: (done) => splitImages(bytesOf(done), new Array(end - begin).fill({})),
+      })),
+      signal,
     )
-    return done.flatMap((event, part) => {
-      const [begin, end] = ranges[part] as [number, number]
-      return splitImages(
-        bytesOf(event),
-        Array.from({ length: end - begin }, () => ({})),
-      )
-    })
+    return images.flat()
   }
 
   /**
@@ -348,20 +352,23 @@ export class DiT {
     const vae = this.#needVae('encode')
     const { n, height, width, floats } = imageFloats(images, vae)
     const seeds = sample ? seedsFrom(seed, n) : undefined
-    const ranges = jobRanges(n, 4 * height * width * vae.inChannels)
-    const done = await this.#engine.runAll(
-      ranges.map(([begin, end]) => (model) => {
-        return model.encode({
-          n: end - begin,
-          height,
-          width,
-          images: floats(begin, end),
-          seeds: seeds ? new BigUint64Array(seeds.slice(begin, end)) : null,
-        })
-      }),
-      { signal },
+    const latents = new Gathered(n)
+    await this.#engine.runAll(
+      jobRanges(n, 4 * height * width * vae.inChannels).map(([begin, end]) => ({
+        start(model) {
+          return model.encode({
+            n: end - begin,
+            height,
+            width,
+            images: floats(begin, end),
+            seeds: seeds ? new BigUint64Array(seeds.slice(begin, end)) : null,
+          })
+        },
+        finish: (done) => latents.add(done, begin),
+      })),
+      signal,
     )
-    return concatenate(done.map(tensorOf))
+    return latents.tensor
   }
 
   /**

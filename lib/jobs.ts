@@ -18,6 +18,16 @@ interface Job {
   readonly settle: (error: unknown, done?: DoneEvent) => void
 }
 
+/** One of the jobs that a call is cut into. @internal */
+export interface Part<T> {
+  readonly start: Start
+  readonly finish: (done: DoneEvent) => T
+  readonly onEvent?: ((event: RunningEvent) => void) | undefined
+}
+
+/** Enough to fill the lanes of a model when every job makes one image, and some to wait. */
+const jobsAtOnce = 8
+
 interface RunOptions {
   signal?: AbortSignal | undefined
   onEvent?: (event: RunningEvent) => void
@@ -84,38 +94,33 @@ export class Engine {
   }
 
   /**
-   * Runs jobs that are parts of one call; when one fails, the others are cancelled. A job starts one
-   * turn of the event loop after the other, because each copies its data.
+   * Runs the jobs of one call, a few at a time; when one fails, the others are cancelled.
+   *
+   * A job's data is copied when it starts and when it ends, so the first ones start one turn of the
+   * event loop after the other, and `finish` is called for each as it ends.
    */
-  async runAll(
-    starts: readonly Start[],
-    {
-      signal,
-      onEvent,
-    }: {
-      signal?: AbortSignal | undefined
-      onEvent?: (event: RunningEvent, part: number) => void
-    } = {},
-  ): Promise<DoneEvent[]> {
+  async runAll<T>(parts: readonly Part<T>[], signal: AbortSignal | undefined): Promise<T[]> {
     const failure = new AbortController()
     const either = signal ? AbortSignal.any([signal, failure.signal]) : failure.signal
-    let turn: Promise<unknown> = Promise.resolve()
-    const runs = starts.map((start, part) => {
-      const run = turn.then(() =>
-        this.run(start, {
-          signal: either,
-          ...(onEvent && { onEvent: (event: RunningEvent) => onEvent(event, part) }),
-        }),
-      )
-      turn = turn.then(() => setImmediate())
-      return run
-    })
+    const results: T[] = []
+    const waiting = [...parts.entries()]
+    const runNext = async (turns: number) => {
+      for (let turn = 0; turn < turns; turn++) await setImmediate()
+      for (let next = waiting.shift(); next; next = waiting.shift()) {
+        const [i, { start, onEvent, finish }] = next
+        const options = { signal: either, ...(onEvent && { onEvent }) }
+        results[i] = finish(await this.run(start, options))
+      }
+    }
     try {
-      return await Promise.all(runs)
+      await Promise.all(
+        Array.from({ length: Math.min(jobsAtOnce, parts.length) }, (_, i) => runNext(i)),
+      )
     } catch (error) {
       failure.abort(error)
       throw error
     }
+    return results
   }
 
   async save(request: SaveRequest): Promise<void> {

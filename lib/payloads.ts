@@ -7,10 +7,34 @@ import type { DoneEvent } from './jobs.js'
 import { downscale } from './sampling.js'
 import { checkTensor, isTensor, slice, type Tensor } from './tensor.js'
 
-/** @internal */
-export function tensorOf({ floats, shape }: DoneEvent): Tensor {
-  if (floats === null) throw new DiTError('ERR_DIT_INTERNAL', 'the job gave no numbers')
-  return { data: floats, shape }
+/**
+ * A tensor of n rows, put together from those of several jobs as they end: at the end of a call there
+ * could be too much to copy at once.
+ *
+ * @internal
+ */
+export class Gathered {
+  #tensor: Tensor | undefined
+
+  constructor(private readonly n: number) {}
+
+  /** Takes what a job gave for the rows from `begin` on. */
+  add({ floats, shape }: DoneEvent, begin: number): void {
+    if (floats === null) throw new DiTError('ERR_DIT_INTERNAL', 'the job gave no numbers')
+    const [rows = 0, ...rest] = shape
+    if (rows === this.n) {
+      this.#tensor = { data: floats, shape }
+      return
+    }
+    const size = floats.length / rows
+    this.#tensor ??= { data: new Float32Array(this.n * size), shape: [this.n, ...rest] }
+    this.#tensor.data.set(floats, begin * size)
+  }
+
+  get tensor(): Tensor {
+    if (this.#tensor === undefined) throw new DiTError('ERR_DIT_INTERNAL', 'no job has ended')
+    return this.#tensor
+  }
 }
 
 /** @internal */

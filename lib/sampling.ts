@@ -36,11 +36,17 @@ export interface ModelFacts {
   readonly classNames: ClassNames
 }
 
-/** A call as requests of a few images each. @internal */
+/** A call, cut into requests of a few images each. @internal */
 export interface SamplePlan {
-  readonly requests: SampleRequest[]
-  /** The images of each request. */
-  readonly made: Made[][]
+  readonly made: Made[]
+  readonly parts: SamplePart[]
+}
+
+/** The request for images `begin` to `end` of a call. @internal */
+export interface SamplePart {
+  readonly request: SampleRequest
+  readonly begin: number
+  readonly end: number
 }
 
 /**
@@ -93,21 +99,22 @@ export function planSample(model: ModelFacts, labels: unknown, options: SampleOp
     latentOnly: output === 'latent',
     previewEvery: preview,
   }
-  const ranges = jobRanges(n, bytesPerImage(model, options, n))
   return {
-    requests: ranges.map(([begin, end]) => ({
-      ...common,
-      ...labelFields(resolved, begin, end),
-      seeds: new BigUint64Array(seeds.slice(begin, end)),
-      noise: noise ? slice(noise, begin, end) : null,
-      stepNoise: stepNoise ? slice(stepNoise, begin, end) : null,
+    made: seeds.map((seed, i) => {
+      const label = resolved.classes[i] as number
+      return { seed: toSeed(seed), ...(label >= 0 && { label }) }
+    }),
+    parts: jobRanges(n, bytesPerImage(model, options, n)).map(([begin, end]) => ({
+      begin,
+      end,
+      request: {
+        ...common,
+        ...labelFields(resolved, begin, end),
+        seeds: new BigUint64Array(seeds.slice(begin, end)),
+        noise: noise ? slice(noise, begin, end) : null,
+        stepNoise: stepNoise ? slice(stepNoise, begin, end) : null,
+      },
     })),
-    made: ranges.map(([begin, end]) =>
-      seeds.slice(begin, end).map((seed, i) => {
-        const label = resolved.classes[begin + i] as number
-        return { seed: toSeed(seed), ...(label >= 0 && { label }) }
-      }),
-    ),
   }
 }
 
@@ -208,25 +215,22 @@ function toSeed(seed: bigint): Seed {
 
 /** Events of a call's jobs as events of the call. @internal */
 export function relay(
-  requests: readonly SampleRequest[],
-  made: readonly Made[][],
+  parts: readonly SamplePart[],
+  made: readonly Made[],
   onProgress: (event: ProgressEvent | PreviewEvent) => void,
 ) {
-  const offsets = made.map((_, part) => made.slice(0, part).flat().length)
-  const images = made.flat().length
-  const done = requests.map(() => 0)
+  const done = parts.map(() => 0)
   return (event: RunningEvent, part: number) => {
+    const { begin, end } = parts[part] as SamplePart
     if (event.kind === 'preview') {
-      const of = made[part]?.[event.image]
-      const [image] = splitImages(event, [of ?? {}]) as [RawImage]
-      const index = (offsets[part] as number) + event.image
+      const index = begin + event.image
+      const [image] = splitImages(event, made.slice(index, index + 1)) as [RawImage]
       onProgress({ type: 'preview', index, image, step: event.done, steps: event.total })
       return
     }
     if (event.done === done[part]) return // its images wait for others
     done[part] = event.done
-    const stepsPerImage = event.total / (made[part]?.length ?? 1)
     const step = done.reduce((sum, steps) => sum + steps, 0)
-    onProgress({ type: 'progress', step, steps: stepsPerImage * images })
+    onProgress({ type: 'progress', step, steps: (event.total / (end - begin)) * made.length })
   }
 }

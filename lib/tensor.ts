@@ -1,4 +1,4 @@
-import { DiTError, invalidOption, show } from './errors.js'
+import { DiTError, invalidOption } from './errors.js'
 
 /**
  * Numbers with a shape, row-major: element (i, j, k) of shape [A, B, C] is data[(i * B + j) * C + k].
@@ -59,19 +59,4 @@ export function isTensor(value: unknown): value is Tensor {
 export function slice({ data, shape }: Tensor, begin: number, end: number): Float32Array {
   const size = data.length / (shape[0] ?? 1)
   return data.subarray(begin * size, end * size)
-}
-
-/** Tensors with the same shape but for dimension 0, one after another along it. @internal */
-export function concatenate(parts: readonly Tensor[]): Tensor {
-  const [first] = parts
-  if (first === undefined) throw new DiTError('ERR_DIT_INTERNAL', `no tensors: ${show(parts)}`)
-  if (parts.length === 1) return first
-  const data = new Float32Array(parts.reduce((sum, part) => sum + part.data.length, 0))
-  let at = 0
-  for (const part of parts) {
-    data.set(part.data, at)
-    at += part.data.length
-  }
-  const rows = parts.reduce((sum, { shape }) => sum + (shape[0] ?? 0), 0)
-  return { data, shape: [rows, ...first.shape.slice(1)] }
 }
