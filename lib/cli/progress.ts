@@ -5,6 +5,9 @@ import { duration, scaled } from './units.js'
 /** Seconds between two lines where there is no terminal. */
 const secondsPerLine = 5
 
+/** The rate is that of so many last seconds: others may want the processor for a while. */
+const rateSeconds = 15
+
 /** One thing that is under way. */
 interface Task {
   name: string
@@ -12,6 +15,8 @@ interface Task {
   begin: number
   done: number
   total: number
+  /** What was done when, about every half second of the last `rateSeconds`. */
+  recent: { time: number; done: number }[]
   /** When its last line was printed. */
   told: number
 }
@@ -37,11 +42,12 @@ export class Progress {
     const now = performance.now() / 1000
     if (this.#task?.name !== name) {
       this.end()
-      this.#task = { name, unit, begin: now, done, total, told: now }
+      this.#task = { name, unit, begin: now, done, total, recent: [], told: now }
     }
     const task = this.#task as Task
     task.done = done
     task.total = total
+    remember(task, now)
     if (this.#stream.isTTY) this.#draw(task, now)
     else if (now - task.told >= secondsPerLine) {
       task.told = now
@@ -95,15 +101,25 @@ export class Progress {
   }
 }
 
-/** 'sampling: 12 of 40 steps, 3.20 steps/s, 8.75 s left'. */
-function describe({ name, unit, begin, done, total }: Task, now: number): string {
-  const seconds = now - begin
-  const amount =
-    unit === 'B'
-      ? `${scaled(done, 'B')} of ${scaled(total, 'B')}`
-      : `${scaled(done, '')} of ${scaled(total, unit)}`
-  if (done === 0 || seconds === 0) return `${name}: ${amount}`
-  const rate = done / seconds
-  const left = done < total ? `${duration((total - done) / rate)} left` : duration(seconds)
-  return `${name}: ${amount}, ${scaled(rate, unit)}/s, ${left}`
+function remember({ recent, done }: Task, time: number): void {
+  if (time - (recent.at(-1)?.time ?? Number.NEGATIVE_INFINITY) < 0.5) return
+  recent.push({ time, done })
+  if (time - (recent[0]?.time as number) > rateSeconds) recent.shift()
+}
+
+/** 'sampling: 12 of 40 steps, 3.20 steps/s, 8.75 s left'; at the end the rate and time of it all. */
+function describe({ name, unit, begin, done, total, recent }: Task, now: number): string {
+  const isBytes = unit === 'B'
+  const count = (value: number) => {
+    if (isBytes) return scaled(value, 'B')
+    return value < 1e5 ? String(value) : scaled(value, '')
+  }
+  const amount = `${name}: ${count(done)} of ${count(total)}${isBytes ? '' : ` ${unit}`}`
+  const since = done < total && recent[0] ? recent[0] : { time: begin, done: 0 }
+  const rate = (done - since.done) / (now - since.time)
+  if (!(rate > 0 && Number.isFinite(rate))) return amount
+  const pace = isBytes ? `${scaled(rate, 'B')}/s` : `${scaled(rate, '')} ${unit}/s`
+  return done < total
+    ? `${amount}, ${pace}, ${duration((total - done) / rate)} left`
+    : `${amount}, ${pace}, ${duration(now - begin)}`
 }
