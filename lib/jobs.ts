@@ -48,7 +48,11 @@ export class Engine {
     // The native side holds the listener, so it must not hold the engine: a model that nobody
     // refers to any more can then be collected, which frees its memory.
     const jobs = this.#jobs
-    this.#model = new Model((event) => dispatch(jobs, event))
+    try {
+      this.#model = new Model((event) => dispatch(jobs, event))
+    } catch (error) {
+      throw nativeError(error) // no thread to be had
+    }
   }
 
   info(): ModelInfo {

@@ -46,7 +46,7 @@ export async function describeSource(source: string, given: LoadOptions): Promis
   const { weights, config, vae, revision, signal, onProgress } = given
   const place = chooseDevice(given.device, given.precision)
   const found = await resolveSource(source, {
-    demoPath: demoPath(),
+    ...demoOption(source),
     ...(weights && { weights }),
     ...(config !== undefined && { config }),
     ...(vae && { vae }),
@@ -133,12 +133,21 @@ export async function openEngine(
   return engine
 }
 
-/** The bundled model; in a copy of the sources that has none yet, the small one of the tests. @internal */
-export function demoPath(): string {
-  const bundled = path.join(packageRoot, 'demo/model.safetensors')
-  return existsSync(bundled)
-    ? bundled
-    : path.join(packageRoot, 'test/fixtures/fashion_dit/fashion.pt')
+/**
+ * What the source 'demo' stands for: the bundled model; in a clone that has none yet, the small
+ * trained one of the tests. As an option for `resolveSource`, empty for other sources.
+ *
+ * @internal
+ */
+export function demoOption(source: string): { demoPath?: string } {
+  if (source !== 'demo') return {}
+  const places = ['demo/model.safetensors', 'test/fixtures/fashion_dit/fashion.pt']
+  const found = places.map((place) => path.join(packageRoot, place)).find(existsSync)
+  if (found !== undefined) return { demoPath: found }
+  throw new DiTError(
+    'ERR_DIT_FILE',
+    "This copy of dit-native has no model for 'demo' yet. Load a file, a folder or a Hugging Face id",
+  )
 }
 
 /** The weights at another size of the latent: the position embedding is left out, and so computed. */

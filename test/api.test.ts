@@ -288,6 +288,12 @@ test('devices: the processor can be used, CUDA cannot and says why', async () =>
   await rejects(() => DiT.load(pipeline, { precision: 'tf32' }), 'ERR_DIT_DEVICE', /has no tf32/)
 })
 
+test("load: 'demo' works offline", async () => {
+  await using dit = await DiT.load('demo', { threads: 1 })
+  const [image] = await dit.sample(0, { steps: 2 })
+  assert.ok(image && image.width > 0)
+})
+
 test('load: failures are DiTErrors', async () => {
   await rejects(() => DiT.load('/nowhere/model'), 'ERR_DIT_FILE', /no file or folder/)
   await rejects(() => DiT.load(fixture('bad_inputs/eval.pt')), 'ERR_DIT_FORMAT', /eval/)

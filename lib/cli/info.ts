@@ -4,7 +4,7 @@ import type { Command } from 'commander'
 import { listDevices } from '../devices.js'
 import { resolveSource } from '../formats/source.js'
 import type { LoadedSource } from '../formats/types.js'
-import { demoPath } from '../loading.js'
+import { demoOption } from '../loading.js'
 import { downscale } from '../sampling.js'
 import {
   addSourceOptions,
@@ -35,7 +35,7 @@ async function info(model: string, flags: InfoFlags, context: Context): Promise<
   try {
     source = await resolveSource(model, {
       ...pick(flags, 'weights', 'config', 'vae', 'revision'),
-      demoPath: demoPath(),
+      ...demoOption(model),
       signal: context.signal,
       onProgress: progress.load,
     })
