@@ -228,8 +228,8 @@ SolverStep dpmStep(const Schedule& s, int64_t i, const PlanOptions& options) {
 // DPM-Solver++ takes "N" as N evenly spaced timesteps from the first to a quarter of a step above
 // 0: its last step goes on to sigma = 0 by itself, in first order, and should be small, but an
 // evaluation at t = 0 would be wasted on an almost clean latent. (Optimised ten-step schedules end
-// there too: Sabour et al. 2024, "Align Your Steps".) A Fashion-MNIST model's error of 25 steps: 2.5 %
-// so, 3.4 % ending a whole step above 0, 5.7 % ending at 0; DDIM's 6.4 %.
+// there too: Sabour et al. 2024, "Align Your Steps".) A Fashion-MNIST model's error of 25
+// steps: 2.5 % so, 3.4 % ending a whole step above 0, 5.7 % ending at 0; DDIM's 6.4 %.
 std::vector<int64_t> solverTimesteps(int64_t steps, const PlanOptions& options) {
   const bool plain = options.spacing.find_first_not_of("0123456789") == std::string::npos;
   if (options.sampler != SamplerKind::DpmSolver || !plain) {
