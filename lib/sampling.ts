@@ -97,7 +97,7 @@ export function planSample(model: ModelFacts, labels: unknown, options: SampleOp
     guidanceChannels: resolveGuidanceChannels(options.guidanceChannels, config),
     guidanceInterval: [guidanceInterval[0], guidanceInterval[1]] as [number, number],
     latentOnly: output === 'latent',
-    previewEvery: preview,
+    previewEvery: options.onProgress ? preview : 0, // decoded only for those who look
   }
   return {
     made: seeds.map((seed, i) => {

@@ -2,6 +2,7 @@ import { DiTError, invalidOption } from './errors.js'
 
 /**
  * Numbers with a shape, row-major: element (i, j, k) of shape [A, B, C] is data[(i * B + j) * C + k].
+ * What is given to a call must not be changed before the call ends; what a call gives is the caller's.
  *
  * @example
  * const latents: Tensor = { data: new Float32Array(2 * 4 * 32 * 32), shape: [2, 4, 32, 32] }
