@@ -8,6 +8,8 @@ const secondsPerLine = 5
 /** The rate is that of so many last seconds: others may want the processor for a while. */
 const rateSeconds = 15
 
+const clock = () => performance.now() / 1000
+
 /** One thing that is under way. */
 interface Task {
   name: string
@@ -28,18 +30,21 @@ interface Task {
 export class Progress {
   readonly #stream: NodeJS.WriteStream
   readonly #quiet: boolean
+  readonly #now: () => number
   #task: Task | undefined
   #bar: SingleBar | undefined
 
-  constructor({ quiet = false, stream = process.stderr } = {}) {
+  /** `now` tells the time in seconds. */
+  constructor({ quiet = false, stream = process.stderr, now = clock } = {}) {
     this.#quiet = quiet
     this.#stream = stream
+    this.#now = now
   }
 
   /** `done` of `total` units of `name` are done. Another name ends what was under way before. */
   update(name: string, unit: string, done: number, total: number): void {
     if (this.#quiet) return
-    const now = performance.now() / 1000
+    const now = this.#now()
     if (this.#task?.name !== name) {
       this.end()
       this.#task = { name, unit, begin: now, done, total, recent: [], told: now }
@@ -69,7 +74,7 @@ export class Progress {
   end(): void {
     const task = this.#task
     if (task === undefined) return
-    const now = performance.now() / 1000
+    const now = this.#now()
     if (this.#bar) {
       this.#draw(task, now)
       this.#bar.stop()
