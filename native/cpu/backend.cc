@@ -73,30 +73,29 @@ void CpuBackend::download(void* host, const Tensor& device) {
 
 std::unique_ptr<PreparedWeight> CpuBackend::prepareLinear(const LinearWeightArgs& args) {
   requirePrecision(args.precision);
-  setThreads(threads_);
+  const Turn turn(threads_);
   return cpu::prepareLinear(onednn_, args);
 }
 
 std::unique_ptr<PreparedWeight> CpuBackend::prepareConv(const ConvWeightArgs& args) {
   requirePrecision(args.precision);
-  setThreads(threads_);
+  const Turn turn(threads_);
   return cpu::prepareConv(onednn_, args);
 }
 
 void CpuBackend::linear(const LinearArgs& args) {
-  setThreads(threads_);
+  const Turn turn(threads_);
   cpu::linear(onednn_, args);
 }
 
 void CpuBackend::conv2d(const Conv2dArgs& args) {
-  setThreads(threads_);
+  const Turn turn(threads_);
   cpu::conv2d(onednn_, args);
 }
 
-// The number of threads belongs to the thread that calls, which may be another every time.
 template <typename Args>
 void CpuBackend::run(void (*kernel)(const Args&), const Args& args) {
-  setThreads(threads_);
+  const Turn turn(threads_);
   kernel(args);
 }
 

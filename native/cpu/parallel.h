@@ -11,6 +11,18 @@ namespace dit::cpu {
 void setThreads(int threads);
 int threads();
 
+// The processor's threads are one budget, shared by all models and workers of the process: whoever
+// runs an operation holds the turn, first come, first served. Two operations at once would only
+// wait for each other's threads. The queue behind it is the one thing that all models share.
+class Turn {
+ public:
+  // Waits, then sets how many threads the operation may use.
+  explicit Turn(int threads);
+  ~Turn();
+  Turn(const Turn&) = delete;
+  Turn& operator=(const Turn&) = delete;
+};
+
 // Calls fn(i) for i in [0, n), divided among the threads in contiguous runs. Which thread runs an
 // index never changes what is computed for it. fn must not throw.
 template <typename Fn>

@@ -195,6 +195,24 @@ DIT_CASE("runner/many-threads") {
   EXPECT(equal == 40, equal);
 }
 
+// Models of one process take turns on its threads and do not disturb one another.
+DIT_CASE("runner/many-models") {
+  Inbox inboxes[3];
+  std::vector<std::unique_ptr<Runner>> runners;
+  for (Inbox& inbox : inboxes) {
+    runners.push_back(std::make_unique<Runner>(inbox.listener()));
+    inbox.last(runners.back()->load(freshModel(test)));
+  }
+  const std::vector<float> want = inboxes[0].last(runners[0]->sample(request({7}))).floats;
+  uint64_t jobs[3];
+  for (int i = 0; i < 3; i++) jobs[i] = runners[i]->sample(request({7, 8, 7}, "5"));
+  for (int i = 0; i < 3; i++) {
+    const JobEvent done = inboxes[i].last(jobs[i]);
+    EXPECT(std::equal(want.begin(), want.end(), done.floats.begin()), "model ", i);
+    EXPECT(std::equal(want.begin(), want.end(), done.floats.begin() + 2 * 256), "model ", i);
+  }
+}
+
 // ------------------------------------------------------------------ weights
 
 // A file that goes away with its owner.
