@@ -1,0 +1,82 @@
+#include <cstdint>
+#include <cstring>
+
+#include "harness.h"
+
+namespace dit::test {
+namespace {
+
+DIT_CASE("backend/open") {
+  const std::string message = EXPECT_ERROR(Device, openBackend({.device = "abacus", .threads = 0}));
+  EXPECT(message.find("\"abacus\"") != std::string::npos, message);
+  EXPECT_ERROR(Option, openBackend({.device = test.options().device, .threads = -1}));
+  EXPECT(test.backend().name() == test.options().device, test.backend().name());
+  EXPECT(test.backend().supports(Precision::F32));
+}
+
+DIT_CASE("backend/memory") {
+  for (size_t bytes : {size_t{0}, size_t{1}, size_t{4097}, size_t{5} << 20}) {
+    void* memory = test.backend().allocate(bytes);
+    EXPECT(memory != nullptr && reinterpret_cast<uintptr_t>(memory) % 256 == 0, bytes);
+    test.backend().free(memory);
+  }
+  // What was freed can be had again: 16 TB in all.
+  for (int i = 0; i < 16 << 10; i++) test.backend().free(test.backend().allocate(size_t{1} << 30));
+  const std::string message = EXPECT_ERROR(Oom, test.backend().allocate(size_t{1} << 60));
+  EXPECT(message.find("1152921504606846976 bytes") != std::string::npos, message);
+}
+
+// A slice of columns takes and gives dense values, and leaves its neighbours alone.
+DIT_CASE("backend/copies-columns") {
+  DeviceTensor table = test.output(DType::F32, {2, 3, 5});
+  std::vector<double> zeros(30, 0);
+  table.upload({DType::F32, {2, 3, 5}, zeros});
+  const Tensor slice = table.tensor().columns(1, 2);
+  std::vector<float> in(12), out(12);
+  for (int i = 0; i < 12; i++) in[i] = static_cast<float>(i + 1);
+  test.backend().upload(slice, in.data());
+  test.backend().download(out.data(), slice);
+  EXPECT(in == out);
+  const std::vector<double> all = table.download().v;
+  for (int i = 0; i < 30; i++) {
+    const int column = i % 5;
+    const bool inside = column == 1 || column == 2;
+    EXPECT(all[i] == (inside ? in[i / 5 * 2 + column - 1] : 0), i, ": ", all[i]);
+  }
+}
+
+// Two backends with other numbers of threads, taking turns: each gives its own bits every time.
+DIT_CASE("backend/threads-take-turns") {
+  const int64_t m = 64, n = 96, k = 512;
+  const Values x = test.random(DType::F32, {1, m, k}), w = test.random(DType::F32, {n, k}),
+               bias = test.random(DType::F32, {n});
+  std::vector<float> values = w.as<float>();
+  struct Side {
+    std::unique_ptr<Ops> ops;
+    std::unique_ptr<PreparedWeight> weight;
+    std::vector<char> bits;
+  };
+  std::vector<Side> sides(2);
+  for (int i = 0; i < 6; i++) {
+    Side& side = sides[i % 2];
+    if (!side.ops) {
+      side.ops = std::make_unique<Ops>(
+          openBackend({.device = test.options().device, .threads = 1 + i % 2}));
+      side.weight = side.ops->prepareLinear({.values = Tensor(values.data(), DType::F32, {n, k}),
+                                             .rows = m,
+                                             .precision = Precision::F32});
+    }
+    DeviceTensor in(side.ops->backend(), DType::F32, {1, m, k});
+    DeviceTensor offsets(side.ops->backend(), DType::F32, {n});
+    DeviceTensor y(side.ops->backend(), DType::F32, {1, m, n});
+    in.upload(x);
+    offsets.upload(bias);
+    side.ops->linear({.x = in, .weight = side.weight.get(), .bias = offsets, .y = y});
+    const std::vector<char> bits = y.bytes();
+    EXPECT(side.bits.empty() || bits == side.bits, "run ", i);
+    side.bits = bits;
+  }
+}
+
+}  // namespace
+}  // namespace dit::test
