@@ -65,9 +65,7 @@ struct Primitive {
   bool copiesStored = false;
 };
 
-int postOpArgument(int index) {
-  return DNNL_ARG_ATTR_MULTIPLE_POST_OP(index) | DNNL_ARG_SRC_1;  // NOLINT(hicpp-signed-bitwise)
-}
+int postOpArgument(int index) { return DNNL_ARG_ATTR_MULTIPLE_POST_OP(index) | DNNL_ARG_SRC_1; }
 
 // An implementation that oneDNN has for completeness, a thousand times slower than the others.
 bool isReference(const dnnl::primitive_desc_base& desc) {
