@@ -30,10 +30,12 @@ namespace dit::cpu::DIT_ISA {
 
 namespace {
 
-constexpr int64_t kQueries = 2 * kLanes;         // of a block
-constexpr int64_t kKeys = 128;                   // of a step; even
-constexpr int64_t kTile = kLanes >= 16 ? 8 : 4;  // sums, of two registers each, in registers
-constexpr int64_t kStateBytes = 256 * 1024;      // of O^T of the blocks that share a step
+constexpr int64_t kQueries = 2 * kLanes;  // of a block
+constexpr int64_t kKeys = 128;            // of a step; even
+constexpr int64_t kTile = kLanes >= 16  ? 8
+                          : kLanes == 8 ? 6
+                                        : 4;  // sums, of two registers each, in registers
+constexpr int64_t kStateBytes = 256 * 1024;   // of O^T of the blocks that share a step
 
 // How a product takes its factors: one float in a lane, or two bfloat16. kWord channels (or keys)
 // make a lane of four bytes.
@@ -216,14 +218,9 @@ template <typename LoadRow>
 DIT_INLINE void packQueries(int64_t queries, int64_t words, float* packed, LoadRow&& loadRow) {
   for (int64_t from = 0; from < kQueries; from += kLanes) {
     forLanes(words, [&](int64_t word, auto lanes) {
-      Vec rows[kLanes] = {};
-      for (int64_t i = 0; i < kLanes && from + i < queries; i++) {
-        rows[i] = loadRow(from + i, word, lanes);
-      }
-      transpose(rows);
-      for (int64_t i = 0; i < kLanes && word + i < words; i++) {
-        store(packed + (word + i) * kQueries + from, rows[i]);
-      }
+      transposeTile(
+          queries - from, words - word, [&](int i) { return loadRow(from + i, word, lanes); },
+          [&](int i, Vec row) { store(packed + (word + i) * kQueries + from, row); });
     });
   }
 }
@@ -242,14 +239,10 @@ void finish(const Block& block, int64_t queries, int64_t d, Out* y, int64_t rowS
   for (int64_t from = 0; from < kQueries && from < queries; from += kLanes) {
     const Vec inverse = 1.0f / load(block.total + from);
     forLanes(d, [&](int64_t channel, auto lanes) {
-      Vec rows[kLanes] = {};
-      for (int64_t i = 0; i < kLanes && channel + i < d; i++) {
-        rows[i] = load(block.o + (channel + i) * kQueries + from) * inverse;
-      }
-      transpose(rows);
-      for (int64_t i = 0; i < kLanes && from + i < queries; i++) {
-        store(y + (from + i) * rowStride + channel, rows[i], lanes);
-      }
+      transposeTile(
+          d - channel, queries - from,
+          [&](int i) { return load(block.o + (channel + i) * kQueries + from) * inverse; },
+          [&](int i, Vec row) { store(y + (from + i) * rowStride + channel, row, lanes); });
     });
   }
 }

@@ -1,7 +1,10 @@
 // layerNormModulate: y = (x - mean) / sqrt(variance + eps) * (1 + scale) + shift per token, with
-// shift and scale of the token's row. A token's channels (1152 for XL) stay in the first-level
-// cache, so the three passes, for the mean, for the variance around it and for the result, read
-// memory once; variance from the sum of squares would save one pass and lose digits.
+// shift and scale of the token's row.
+//
+// Three passes over the channels (1152 for XL): for the mean, for the variance around it (from the
+// sum of squares it would lose digits) and for the result. kTokens tokens go together: they fit
+// the first-level cache, share what is read of shift and scale, and keep additions in flight while
+// each token's sum runs through its channels in order.
 #include <cmath>
 
 #include "cpu/parallel.h"
@@ -12,36 +15,54 @@ namespace dit::cpu::DIT_ISA {
 
 namespace {
 
-template <typename In, typename Out>
-void normaliseToken(int64_t c, const In* x, const float* shift, const float* scale, float eps,
-                    Out* y) {
+constexpr int64_t kTokens = 4;
+
+template <int64_t kCount, typename In, typename Out>
+void normalise(int64_t c, const In* x, const float* shift, const float* scale, float eps, Out* y) {
   const float n = static_cast<float>(c);
-  const float mean = sumOf(c, [&](int64_t i, auto lanes) { return load(x + i, lanes); }) / n;
-  const float variance = sumOf(c,
-                               [&](int64_t i, auto lanes) {
-                                 const Vec centred = load(x + i, lanes) - mean;
-                                 return centred * centred;
-                               }) /
-                         n;
-  const float norm = 1 / sqrtf(variance + eps);
+  Vec sum[kCount] = {}, squares[kCount] = {};
   forLanes(c, [&](int64_t i, auto lanes) {
-    const Vec normal = (load(x + i, lanes) - mean) * norm;
-    store(y + i, normal * (load(scale + i, lanes) + 1.0f) + load(shift + i, lanes), lanes);
+    for (int64_t t = 0; t < kCount; t++) sum[t] += load(x + t * c + i, lanes);
+  });
+  Vec mean[kCount], norm[kCount];
+  for (int64_t t = 0; t < kCount; t++) mean[t] = splat(sumLanes(sum[t]) / n);
+  forLanes(c, [&](int64_t i, auto lanes) {
+    for (int64_t t = 0; t < kCount; t++) {
+      const Vec centred = keep(load(x + t * c + i, lanes) - mean[t], lanes);
+      squares[t] += centred * centred;
+    }
+  });
+  for (int64_t t = 0; t < kCount; t++) {
+    norm[t] = splat(1 / sqrtf(sumLanes(squares[t]) / n + eps));
+  }
+  forLanes(c, [&](int64_t i, auto lanes) {
+    const Vec factor = load(scale + i, lanes) + 1.0f, offset = load(shift + i, lanes);
+    for (int64_t t = 0; t < kCount; t++) {
+      const Vec normal = (load(x + t * c + i, lanes) - mean[t]) * norm[t];
+      store(y + t * c + i, normal * factor + offset, lanes);
+    }
   });
 }
 
 template <typename In, typename Out>
 void run(const LayerNormModulateArgs& args) {
   const int64_t rows = args.x.shape[0], tokens = args.x.shape[1], c = args.x.shape[2];
-  const In* x = args.x.as<In>();
-  Out* y = args.y.as<Out>();
+  const int64_t groups = (tokens + kTokens - 1) / kTokens;  // of a row
   auto vector = [](const RowVector& v, int64_t row) {
     return v.table.as<float>() + v.index.as<int32_t>()[row] * v.table.rowStride;
   };
-  parallelFor(rows * tokens, [&](int64_t token) {
-    const int64_t row = token / tokens;
-    normaliseToken(c, x + token * c, vector(args.shift, row), vector(args.scale, row), args.eps,
-                   y + token * c);
+  parallelFor(rows * groups, [&](int64_t group) {
+    const int64_t row = group / groups, first = group % groups * kTokens;
+    const float *shift = vector(args.shift, row), *scale = vector(args.scale, row);
+    const In* x = args.x.as<In>() + (row * tokens + first) * c;
+    Out* y = args.y.as<Out>() + (row * tokens + first) * c;
+    if (first + kTokens <= tokens) {
+      normalise<kTokens>(c, x, shift, scale, args.eps, y);
+    } else {
+      for (int64_t t = 0; t < tokens - first; t++) {
+        normalise<1>(c, x + t * c, shift, scale, args.eps, y + t * c);
+      }
+    }
   });
 }
 

@@ -24,21 +24,20 @@ DIT_INLINE Vec scaleByPowerOf2(Vec p, Vec n) {
 // Within 1.5 units in the last place; 0 from -104 downwards, infinity from 88.73 upwards, NaN
 // stays.
 DIT_INLINE Vec exp(Vec x) {
-  // Beyond these the result is 0 or infinity anyway. NaN compares false and passes.
-  x = x < splat(-104.0f) ? splat(-104.0f) : x;
-  x = x > splat(89.0f) ? splat(89.0f) : x;
+  // Beyond these the result is 0 or infinity anyway. NaN passes, as the second operand.
+  x = minimum(splat(89.0f), maximum(splat(-104.0f), x));
   // Adding 1.5 * 2^23 leaves no bits for fractions: it rounds to the nearest whole number.
   const Vec rounder = splat(12582912.0f);
   const Vec n = (x * splat(1.44269504088896341f) + rounder) - rounder;
   // ln 2 in two parts, of which the first has so few bits that n times it is exact.
   const Vec r = (x - n * splat(0.693359375f)) - n * splat(-2.12194440054690583e-4f);
   // 1 + r + r^2 q(r) on |r| <= ln 2 / 2: relative error 3.1e-9.
-  Vec p = splat(0.00138146133f);
-  p = p * r + splat(0.00836870982f);
-  p = p * r + splat(0.0416683874f);
-  p = p * r + splat(0.166665207f);
-  p = p * r + splat(0.499999935f);
-  p = p * r * r + r;
+  // Pairs of terms at a time (Estrin), for the sake of latency.
+  const Vec r2 = r * r;
+  const Vec low = splat(0.166665207f) * r + splat(0.499999935f);
+  const Vec high = splat(0.00836870982f) * r + splat(0.0416683874f);
+  const Vec q = (splat(0.00138146133f) * r2 + high) * r2 + low;
+  const Vec p = q * r2 + r;
   return scaleByPowerOf2(p + splat(1.0f), n);
 }
 
@@ -52,7 +51,7 @@ DIT_INLINE Vec exp2(Vec x) {
   const Vec n = x, r = _mm512_maskz_reduce_ps(0xffff, x, kTowardsMinusInfinity);
 #else
   const Vec rounder = splat(12582912.0f);  // see exp; it rounds x - 1/2 to the floor of x
-  x = x < splat(-150.0f) ? splat(-150.0f) : x;
+  x = maximum(splat(-150.0f), x);
   const Vec n = (x - splat(0.5f) + rounder) - rounder;
   const Vec r = x - n;
 #endif
@@ -62,15 +61,14 @@ DIT_INLINE Vec exp2(Vec x) {
     p = p * r + splat(0.227644985f);
     p = p * r + splat(0.695116788f);
   } else {
-    p = splat(0.00186713021f);
-    p = p * r + splat(0.00901702996f);
-    p = p * r + splat(0.0557999134f);
-    p = p * r + splat(0.24016445f);
-    p = p * r + splat(0.693151312f);
+    const Vec r2 = r * r;
+    const Vec low = splat(0.24016445f) * r + splat(0.693151312f);
+    const Vec high = splat(0.00901702996f) * r + splat(0.0557999134f);
+    p = (splat(0.00186713021f) * r2 + high) * r2 + low;
   }
   return scaleByPowerOf2(p * r + splat(1.0f), n);
 }
 
-DIT_INLINE Vec silu(Vec x) { return x / (splat(1.0f) + exp(-x)); }
+DIT_INLINE Vec silu(Vec x) { return x / (exp(-x) + splat(1.0f)); }
 
 }  // namespace dit::cpu::DIT_ISA

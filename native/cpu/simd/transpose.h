@@ -4,20 +4,24 @@
 
 namespace dit::cpu::DIT_ISA {
 
-// Swaps the off-diagonal blocks of kStep x kStep lanes of all pairs of rows kStep apart.
+// The two rows that come of swapping the off-diagonal blocks of kStep x kStep lanes.
+template <int kStep>
+struct Upper {
+  static constexpr int of(int lane) { return lane / kStep % 2 ? kLanes + lane - kStep : lane; }
+};
+template <int kStep>
+struct Lower {
+  static constexpr int of(int lane) { return lane / kStep % 2 ? kLanes + lane : lane + kStep; }
+};
+
 template <int kStep>
 DIT_INLINE void swapBlocks(Vec (&rows)[kLanes]) {
-  Ints low, high;  // lanes [0, kLanes) are the first row's, [kLanes, 2 kLanes) the second's
-  for (int lane = 0; lane < kLanes; lane++) {
-    const bool second = lane / kStep % 2;
-    low[lane] = second ? kLanes + lane - kStep : lane;
-    high[lane] = second ? kLanes + lane : lane + kStep;
-  }
+#pragma GCC unroll 16
   for (int i = 0; i < kLanes; i++) {
     if (i / kStep % 2) continue;
-    const Vec first = rows[i], second = rows[i + kStep];
-    rows[i] = __builtin_shuffle(first, second, low);
-    rows[i + kStep] = __builtin_shuffle(first, second, high);
+    const Vec upper = rows[i], lower = rows[i + kStep];
+    rows[i] = shuffle<Upper<kStep>>(upper, lower);
+    rows[i + kStep] = shuffle<Lower<kStep>>(upper, lower);
   }
 }
 
@@ -27,6 +31,20 @@ DIT_INLINE void transpose(Vec (&rows)[kLanes]) {
   swapBlocks<2>(rows);
   if constexpr (kLanes >= 8) swapBlocks<4>(rows);
   if constexpr (kLanes >= 16) swapBlocks<8>(rows);
+}
+
+// Transposes a tile of up to kLanes x kLanes lanes: rows load(i), i < rowsIn (0 beyond), come out
+// as store(i, column i), i < rowsOut. Indices of registers must be constants, hence the unrolling.
+template <typename Load, typename Store>
+DIT_INLINE void transposeTile(int64_t rowsIn, int64_t rowsOut, Load&& load, Store&& store) {
+  Vec rows[kLanes];
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; i++) rows[i] = i < rowsIn ? load(i) : Vec{};
+  transpose(rows);
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; i++) {
+    if (i < rowsOut) store(i, rows[i]);
+  }
 }
 
 }  // namespace dit::cpu::DIT_ISA

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 
 #include "core/tensor.h"
 
@@ -39,13 +40,28 @@ struct Bf16 {
 
 // x in every lane. (x - 0 is x for all x, which the compiler knows; x + 0 is not, for x = -0.)
 DIT_INLINE Vec splat(float x) { return x - Vec{}; }
+// b where either is NaN. (The compiler finds the instruction in some places only.)
+#ifdef __AVX512F__
+DIT_INLINE Vec maximum(Vec a, Vec b) { return _mm512_maskz_max_ps(0xffff, a, b); }
+DIT_INLINE Vec minimum(Vec a, Vec b) { return _mm512_maskz_min_ps(0xffff, a, b); }
+#else
 DIT_INLINE Vec maximum(Vec a, Vec b) { return a > b ? a : b; }
 DIT_INLINE Vec minimum(Vec a, Vec b) { return a < b ? a : b; }
+#endif
 
 DIT_INLINE Vec bitsToFloats(UInts bits) { return reinterpret_cast<Vec>(bits); }
 DIT_INLINE UInts floatsToBits(Vec x) { return reinterpret_cast<UInts>(x); }
 
-DIT_INLINE Vec widen(UShorts x) { return bitsToFloats(__builtin_convertvector(x, UInts) << 16); }
+DIT_INLINE Vec widen(UShorts x) {
+#ifdef __AVX512F__
+  // Left to itself, the compiler does it by halves.
+  const UInts wide =
+      reinterpret_cast<UInts>(_mm512_maskz_cvtepu16_epi32(0xffff, reinterpret_cast<__m256i>(x)));
+#else
+  const UInts wide = __builtin_convertvector(x, UInts);
+#endif
+  return bitsToFloats(wide << 16);
+}
 
 // Rounds to nearest, ties to even; NaN stays NaN. (The processor's own instruction takes
 // subnormal numbers for zero.)
@@ -146,14 +162,30 @@ DIT_INLINE Vec keep(Vec x, First lanes) {
 #endif
 }
 
+// Lane i of the result is lane Source::of(i) of a, or of b from kLanes onwards.
+template <typename Source, int... kIndex>
+DIT_INLINE Vec shuffle(Vec a, Vec b, std::integer_sequence<int, kIndex...>) {
+  return __builtin_shufflevector(a, b, Source::of(kIndex)...);
+}
+template <typename Source>
+DIT_INLINE Vec shuffle(Vec a, Vec b) {
+  return shuffle<Source>(a, b, std::make_integer_sequence<int, kLanes>());
+}
+
+template <int kBy>
+struct Rotated {
+  static constexpr int of(int lane) { return (lane + kBy) % kLanes; }
+};
+
 // Sum of the lanes, always in the same order: halves onto halves.
+template <int kHalf = kLanes / 2>
 DIT_INLINE float sumLanes(Vec x) {
-  float lane[kLanes];
-  store(lane, x);
-  for (int half = kLanes / 2; half > 0; half /= 2) {
-    for (int i = 0; i < half; i++) lane[i] += lane[i + half];
+  x += shuffle<Rotated<kHalf>>(x, x);
+  if constexpr (kHalf > 1) {
+    return sumLanes<kHalf / 2>(x);
+  } else {
+    return x[0];
   }
-  return lane[0];
 }
 
 // Calls use(i, lanes) for i = 0, kLanes, ... that cover [0, n): with Full, last with First.
@@ -162,19 +194,6 @@ DIT_INLINE void forLanes(int64_t n, Use&& use) {
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) use(i, Full{});
   if (i < n) use(i, First{static_cast<int>(n - i)});
-}
-
-// Sum of term(i, lanes) over [0, n): lanes first, in an order that depends on n alone.
-template <typename Term>
-DIT_INLINE float sumOf(int64_t n, Term&& term) {
-  constexpr int kChains = 4;  // additions in flight
-  Vec sum[kChains] = {};
-  int64_t i = 0;
-  for (; i + kChains * kLanes <= n; i += kChains * kLanes) {
-    for (int chain = 0; chain < kChains; chain++) sum[chain] += term(i + chain * kLanes, Full{});
-  }
-  forLanes(n - i, [&](int64_t j, auto lanes) { sum[0] += keep(term(i + j, lanes), lanes); });
-  return sumLanes((sum[0] + sum[1]) + (sum[2] + sum[3]));
 }
 
 // Calls use with a null pointer of the type that a tensor's elements have: float or Bf16.
