@@ -1,6 +1,5 @@
 #include <string>
 
-#include "cpu/parallel.h"
 #include "harness.h"
 #include "oracle.h"
 
@@ -87,13 +86,12 @@ DIT_KERNEL_CASE("attention/bits") {
       DeviceTensor one = test.output(act, {1, tokens, c});
       test.ops().attention({.qkv = test.upload(qkv), .y = all, .heads = heads});
       for (int threads : {1, 2, 3, 7}) {
-        cpu::setThreads(threads);
-        test.ops().attention({.qkv = test.upload(third), .y = one, .heads = heads});
+        Ops ops(openBackend({.device = test.options().device, .threads = threads}));
+        ops.attention({.qkv = test.upload(third), .y = one, .heads = heads});
         const std::vector<char> want = all.bytes(), got = one.bytes();
         const size_t row = got.size();
         EXPECT(std::equal(got.begin(), got.end(), want.begin() + 2 * row), threads, " threads");
       }
-      cpu::setThreads(test.options().threads);
     }
   }
 }

@@ -1,6 +1,5 @@
 #include <string>
 
-#include "cpu/parallel.h"
 #include "harness.h"
 #include "oracle.h"
 
@@ -142,12 +141,11 @@ DIT_KERNEL_CASE("groupNorm/bits") {
   DeviceTensor all = test.output(DType::F32, shape), one = test.output(DType::F32, oneShape);
   test.ops().groupNorm({.x = test.upload(x), .gamma = gamma, .beta = beta, .y = all});
   for (int threads : {1, 2, 5}) {
-    cpu::setThreads(threads);
-    test.ops().groupNorm({.x = test.upload(second), .gamma = gamma, .beta = beta, .y = one});
+    Ops ops(openBackend({.device = test.options().device, .threads = threads}));
+    ops.groupNorm({.x = test.upload(second), .gamma = gamma, .beta = beta, .y = one});
     const std::vector<char> want = all.bytes(), got = one.bytes();
     EXPECT(std::equal(got.begin(), got.end(), want.begin() + got.size()), threads, " threads");
   }
-  cpu::setThreads(test.options().threads);
 }
 
 DIT_BENCH("groupNorm") {
