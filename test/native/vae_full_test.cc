@@ -9,41 +9,13 @@
 #include "harness.h"
 #include "model/vae.h"
 #include "naive_bf16.h"
-#include "prng.h"
+#include "prng_weights.h"
 #include "timed_backend.h"
 
 namespace dit::test {
 namespace {
 
 using Floats = std::vector<float>;
-
-// The weights of full_size/sd_vae.json, drawn when they are asked for.
-class SdVaeWeights : public WeightSource {
- public:
-  using WeightSource::read;
-
-  const PrngListing& listing() const { return listing_; }
-
-  bool has(const std::string& name) const override {
-    for (const PrngTensor& tensor : listing_.weights) {
-      if (tensor.name == name) return true;
-    }
-    return false;
-  }
-  Shape shape(const std::string& name) const override {
-    Shape shape;
-    for (const int64_t size : listing_.at(name).shape) shape.append(size);
-    return shape;
-  }
-  Tensor read(const std::string& name, bool) override {
-    values_ = listing_.at(name).values();
-    return {values_.data(), DType::F32, shape(name)};
-  }
-
- private:
-  PrngListing listing_ = readPrngListing(fixturePath("full_size/sd_vae.json"));
-  Floats values_;
-};
 
 VaeConfig sdConfig() {
   VaeConfig config;
@@ -109,7 +81,7 @@ void expectFixture(Test& test, const Fixture& file, const std::string& name, con
 Floats floats(const Tensor& x) { return {x.as<float>(), x.as<float>() + x.count()}; }
 
 DIT_FULL_CASE("full/vae/fp32") {
-  SdVaeWeights weights;
+  PrngWeights weights("full_size/sd_vae.json");
   Vae vae(test.ops(), sdConfig(), weights, Precision::F32);
   const size_t idle = vae.bytes();
 
@@ -151,7 +123,7 @@ DIT_FULL_CASE("full/vae/fp32") {
 
 // bf16: at most twice the error of a naive bf16 run.
 DIT_FULL_CASE("full/vae/bf16") {
-  SdVaeWeights weights;
+  PrngWeights weights("full_size/sd_vae.json");
   if (!test.backend().supports(Precision::BF16)) {
     EXPECT_ERROR(Device, Vae(test.ops(), sdConfig(), weights, Precision::BF16));
     return;
@@ -219,7 +191,7 @@ void benchDecode(Test& test, Precision precision) {
     std::printf("%s: not on this device\n", precisionName(precision));
     return;
   }
-  SdVaeWeights weights;
+  PrngWeights weights("full_size/sd_vae.json");
   Vae vae(test.ops(), sdConfig(), weights, precision);
   const Fixture file("full_size/sd_vae.safetensors");
   const Floats z = floats(file.at("z"));
@@ -242,7 +214,7 @@ void profileDecode(Test& test, Precision precision) {
       openBackend({.device = test.options().device, .threads = test.options().threads}));
   TimedBackend& times = *timed;
   Ops ops(std::move(timed));
-  SdVaeWeights weights;
+  PrngWeights weights("full_size/sd_vae.json");
   Vae vae(ops, sdConfig(), weights, precision);
   const Fixture file("full_size/sd_vae.safetensors");
   for (int i = 0; i < 6; i++) {
