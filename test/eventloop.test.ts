@@ -4,7 +4,7 @@ import { monitorEventLoopDelay } from 'node:perf_hooks'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { DiT, imageGrid, type RawImage } from '../lib/index.js'
+import { DiT, type RawImage } from '../lib/index.js'
 import { fixture } from './helpers/files.js'
 
 const kLimit = 10 // milliseconds that the 99th percentile may exceed that of an idle loop
@@ -55,9 +55,6 @@ test('with many and large images in and out', async () => {
     images = await pixels.sample(labels, { steps: 2, preview: 1, onProgress: () => {} })
   })
   assert.is(images.length, 48)
-  await compare('grids of them', async () => {
-    for (let i = 0; i < 10; i++) await imageGrid(images)
-  })
 
   await using dit = await DiT.load(fixture('diffusers_pipeline'))
   const some = images.slice(0, 12)

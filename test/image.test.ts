@@ -100,6 +100,20 @@ test('imageGrid: every image in its place', async () => {
   await rejects(() => imageGrid([...images, picture(3, 2, 1)]), 'ERR_DIT_SHAPE', /3×2 with 1/)
 })
 
+test('imageGrid: the event loop has its turns while much is copied', async () => {
+  const images = Array.from({ length: 20 }, () => picture(512, 512, 3))
+  let turns = 0
+  let ended = false
+  const count = () => {
+    turns++
+    if (!ended) setImmediate(count)
+  }
+  setImmediate(count)
+  await imageGrid(images)
+  ended = true
+  assert.ok(turns >= 10, `${turns} turns for 15 MiB`)
+})
+
 test('the library loads without sharp, and says what is missing when it is needed', async () => {
   const ended = await runModule(`
     import { register } from 'node:module'
