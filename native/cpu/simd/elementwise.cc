@@ -27,8 +27,9 @@ void silu(const SiluArgs& args) {
     forChunks(args.x.count(), [&](int64_t begin, int64_t end) {
       const float* x = args.x.as<float>() + begin;
       Out* y = args.y.as<Out>() + begin;
-      forLanes(end - begin,
-               [&](int64_t i, auto lanes) { store(y + i, silu(load(x + i, lanes)), lanes); });
+      forLanes(end - begin, [&](int64_t i, auto lanes) {
+        store(y + i, silu<kIsBf16<Out>>(load(x + i, lanes)), lanes);
+      });
     });
   });
 }

@@ -120,7 +120,7 @@ void normalise(int64_t pixels, int64_t c, const T* x, const float* centre, const
       const Vec value =
           (load(x + i * c + j, lanes) - load(centre + j, lanes)) * load(factor + j, lanes) +
           load(beta + j, lanes);
-      store(y + i * c + j, kSilu ? silu(value) : value, lanes);
+      store(y + i * c + j, kSilu ? silu<kIsBf16<T>>(value) : value, lanes);
     });
   }
 }

@@ -41,8 +41,9 @@ DIT_INLINE Vec exp(Vec x) {
   return scaleByPowerOf2(p + splat(1.0f), n);
 }
 
-// 2^x for the probabilities of a softmax, x <= 0 but for rounding; 0 gives 1, -infinity gives 0,
-// NaN stays. Relative error 8e-8, or 9e-5 (rounding to bfloat16: 2e-3) with kCoarse.
+// 2^x: 0 gives 1 exactly, -infinity gives 0, NaN stays. Relative error 8e-8 near 0, growing as the
+// spacing of floats at x; with kCoarse 9e-5, where the result is about to be rounded to bfloat16
+// (2e-3).
 template <bool kCoarse>
 DIT_INLINE Vec exp2(Vec x) {
 #ifdef __AVX512F__
@@ -51,7 +52,7 @@ DIT_INLINE Vec exp2(Vec x) {
   const Vec n = x, r = _mm512_maskz_reduce_ps(0xffff, x, kTowardsMinusInfinity);
 #else
   const Vec rounder = splat(12582912.0f);  // see exp; it rounds x - 1/2 to the floor of x
-  x = maximum(splat(-150.0f), x);
+  x = minimum(splat(128.0f), maximum(splat(-150.0f), x));
   const Vec n = (x - splat(0.5f) + rounder) - rounder;
   const Vec r = x - n;
 #endif
@@ -69,6 +70,16 @@ DIT_INLINE Vec exp2(Vec x) {
   return scaleByPowerOf2(p * r + splat(1.0f), n);
 }
 
-DIT_INLINE Vec silu(Vec x) { return x / (exp(-x) + splat(1.0f)); }
+// x / (1 + exp(-x)); kCoarse as above.
+template <bool kCoarse>
+DIT_INLINE Vec silu(Vec x) {
+  if constexpr (!kCoarse) return x / (exp(-x) + splat(1.0f));
+  const Vec denominator = exp2<true>(x * splat(-1.44269504088896341f)) + splat(1.0f);
+#ifdef __AVX512F__
+  return x * Vec(_mm512_maskz_rcp14_ps(0xffff, denominator));
+#else
+  return x / denominator;
+#endif
+}
 
 }  // namespace dit::cpu::DIT_ISA

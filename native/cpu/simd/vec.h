@@ -38,6 +38,11 @@ struct Bf16 {
   uint16_t bits;
 };
 
+template <typename T>
+constexpr bool kIsBf16 = false;
+template <>
+constexpr bool kIsBf16<Bf16> = true;
+
 // x in every lane. (x - 0 is x for all x, which the compiler knows; x + 0 is not, for x = -0.)
 DIT_INLINE Vec splat(float x) { return x - Vec{}; }
 // b where either is NaN. (The compiler finds the instruction in some places only.)
