@@ -103,6 +103,7 @@ class Runner::State {
     // Sample jobs only.
     std::shared_ptr<const Plan> plan;
     std::vector<Image> images;
+    int64_t steps = 0;  // done so far, of all images
     JobEvent result;
     double startedAt = 0;
   };
@@ -475,6 +476,8 @@ class Runner::State {
       }
       done += image.steps;
     }
+    if (done == job.steps) return;  // it still waits for a lane
+    job.steps = done;
     progress(job, done, steps * static_cast<int64_t>(job.images.size()));
     const bool ready = std::all_of(job.images.begin(), job.images.end(),
                                    [](const Image& image) { return image.done; });
