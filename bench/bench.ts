@@ -1,7 +1,7 @@
-// npm run bench -- [--quick] [--only=peak,forward,decoder,load,sample] [--json] [--write]
+// npm run bench -- [--quick] [--only=peak,forward,decoder,load,sample] [--json] [--write [--note=…]]
 //
 // Times this project beside onnxruntime-node, on all cores. Prints tables, or with --json one JSON
-// object; --write also replaces bench/RESULTS.md. --quick takes fewer rounds. Wants a quiet machine;
+// object; --write also replaces bench/RESULTS.md, with a note on the circumstances. --quick takes fewer rounds. Wants a quiet machine;
 // alternating rounds and minima help on others. The first run makes 3.1 GB of files in bench/.cache.
 
 import { spawnSync } from 'node:child_process'
@@ -12,6 +12,16 @@ import { parseArgs } from 'node:util'
 import { packageRoot as root } from '../lib/root.cjs'
 import * as measure from './measure.js'
 import { type Results, report } from './report.js'
+
+const preface = `# Benchmark results
+
+\`npm run bench\` measures these; \`npm run bench -- --write\` writes this page.
+
+The peer is onnxruntime-node 1.30, fp32 (it has no bf16 on x86), on a model written for it by
+\`peers/dit_onnx.ts\`: the same weights, read from the same file, fused attention and GELU, packed weights.
+\`peers/\` says which other ways were tried. Both use all cores. Their processes take turns, run by run, with
+timesteps that change each time, and both results are compared with the reference implementation's.
+`
 
 const benchmarks = {
   peak: async () => measure.measurePeak(),
@@ -44,6 +54,7 @@ async function main(): Promise<void> {
       quick: { type: 'boolean', default: false },
       json: { type: 'boolean', default: false },
       write: { type: 'boolean', default: false },
+      note: { type: 'string' },
       only: { type: 'string', default: Object.keys(benchmarks).join(',') },
     },
   })
@@ -52,14 +63,16 @@ async function main(): Promise<void> {
   if (unknown.length > 0) {
     throw new Error(`--only: expected some of ${Object.keys(benchmarks)}, got ${unknown}`)
   }
+  const flags = args.filter((arg) => !arg.startsWith('--note='))
   const results: Results = {
     date: new Date().toISOString().slice(0, 10),
     commit: commit(),
-    command: ['npm run bench', ...(args.length > 0 ? ['--', ...args] : [])].join(' '),
+    command: ['npm run bench', ...(flags.length > 0 ? ['--', ...flags] : [])].join(' '),
     processor: processor(),
     cores: measure.threads,
     loadAverage: os.loadavg()[0] as number,
     node: process.versions.node,
+    ...(values.note && { note: values.note }),
   }
   for (const name of Object.keys(benchmarks) as Name[]) {
     if (!chosen.includes(name)) continue
@@ -69,7 +82,7 @@ async function main(): Promise<void> {
   console.log(values.json ? JSON.stringify(results) : report(results))
   if (values.write) {
     const file = path.join(root, 'bench/RESULTS.md')
-    writeFileSync(file, `# Benchmark results\n\n${report(results)}\n`)
+    writeFileSync(file, `${preface}\n${report(results)}\n`)
   }
 }
 
