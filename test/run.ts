@@ -29,6 +29,7 @@ const kFileLimit = 60 // seconds
 const kNativeLimit = 900
 const kFullNativeLimit = 5400
 const kScriptLimit = 300
+const kGrace = 2 // seconds between the signal that can be caught and the one that cannot
 
 interface Ended {
   output: string
@@ -53,10 +54,10 @@ interface Step {
 
 let running: ChildProcess | undefined
 
-function killGroup(child: ChildProcess): void {
+function killGroup(child: ChildProcess, signal: NodeJS.Signals): void {
   if (child.pid === undefined) return
   try {
-    process.kill(-child.pid, 'SIGKILL')
+    process.kill(-child.pid, signal)
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code !== 'ESRCH') throw error
   }
@@ -80,16 +81,20 @@ function runLimited(command: string[], limit: number): Promise<Ended> {
         output += text
       })
     }
-    const timer = setTimeout(() => {
-      timedOut = true
-      killGroup(child)
-    }, limit * 1000)
+    // First a signal that the child may catch, to end process groups of its own.
+    const timers = [
+      setTimeout(() => {
+        timedOut = true
+        killGroup(child, 'SIGTERM')
+      }, limit * 1000),
+      setTimeout(() => killGroup(child, 'SIGKILL'), (limit + kGrace) * 1000),
+    ]
     child.on('error', (error) => {
       output += `${error.message}\n`
     })
-    child.on('exit', () => killGroup(child)) // what the test left running would hold the pipes open
+    child.on('exit', () => killGroup(child, 'SIGKILL')) // what the test left running would hold the pipes open
     child.on('close', (status, signal) => {
-      clearTimeout(timer)
+      for (const timer of timers) clearTimeout(timer)
       running = undefined
       resolve({ output, status, signal, timedOut })
     })
@@ -223,7 +228,7 @@ if (!['fast', 'default', 'full'].includes(values.suite)) {
 }
 for (const signal of ['SIGINT', 'SIGTERM'] as const) {
   process.on(signal, () => {
-    if (running) killGroup(running)
+    if (running) killGroup(running, 'SIGKILL')
     process.exit(130)
   })
 }

@@ -1,8 +1,9 @@
-// timeout: 180s
+// timeout: 300s
 // The test runner, on folders of small test files. Each kind of file that uvu would let pass, or
 // would wait for, must fail.
-import { spawnSync } from 'node:child_process'
-import { chmodSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { spawn, spawnSync } from 'node:child_process'
+import { once } from 'node:events'
+import { chmodSync, existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -11,6 +12,7 @@ import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 
 const runner = fileURLToPath(new URL('run.ts', import.meta.url))
+const tsx = import.meta.resolve('tsx')
 const uvu = import.meta.resolve('uvu')
 const head = `import { suite, test } from '${uvu}'\n`
 const good = `${head}test('adds', () => { if (1 + 1 !== 2) throw new Error('no') })\n`
@@ -26,13 +28,28 @@ function run(files: Record<string, string>, ...args: string[]) {
     const native = 'native' in files ? [`--native=${path.join(dir, 'native')}`] : []
     const { status, stdout, stderr } = spawnSync(
       process.execPath,
-      ['--import', import.meta.resolve('tsx'), runner, `--dir=${dir}`, ...native, ...args],
+      ['--import', tsx, runner, `--dir=${dir}`, ...native, ...args],
       { encoding: 'utf8' },
     )
     return { status, output: stdout + stderr, last: stdout.trimEnd().split('\n').at(-1) }
   } finally {
     rmSync(dir, { recursive: true })
   }
+}
+
+/** Resolves when the process is no more. */
+async function gone(pid: number): Promise<void> {
+  assert.ok(pid > 0)
+  const alive = () => {
+    try {
+      return process.kill(pid, 0)
+    } catch (error) {
+      assert.is((error as NodeJS.ErrnoException).code, 'ESRCH')
+      return false
+    }
+  }
+  for (let i = 0; alive() && i < 100; i++) await sleep(20) // until init has reaped it
+  assert.not(alive())
 }
 
 function fails(text: string, problem: RegExp, last = '0 passed, 1 failed'): void {
@@ -84,7 +101,7 @@ test('skipped tests', () => {
 test('an endless test is ended, with the processes it started', async () => {
   const dir = mkdtempSync(path.join(tmpdir(), 'dit-runner-'))
   const pidFile = path.join(dir, 'pid')
-  const text = `// timeout: 2s\n${head}
+  const text = `// timeout: 8s\n${head}
     import { spawn } from 'node:child_process'
     import { writeFileSync } from 'node:fs'
     test('endless', () => {
@@ -92,28 +109,42 @@ test('an endless test is ended, with the processes it started', async () => {
       for (;;) {}
     })
     test.run()\n`
-  fails(text, /did not end within 2 s/)
+  fails(text, /did not end within 8 s/)
   const pid = Number(readFileSync(pidFile, 'utf8'))
   rmSync(dir, { recursive: true })
-  assert.ok(pid > 0)
-  const alive = () => {
-    try {
-      return process.kill(pid, 0)
-    } catch (error) {
-      assert.is((error as NodeJS.ErrnoException).code, 'ESRCH')
-      return false
-    }
-  }
-  for (let i = 0; alive() && i < 100; i++) await sleep(20) // until init has reaped it
-  assert.not(alive())
+  await gone(pid)
 })
 
 test('a process that stays open after its tests', () => {
   fails(
-    `// timeout: 2s\n${good}setInterval(() => {}, 1000)\ntest.run()\n`,
-    /within 2 s/,
+    `// timeout: 8s\n${good}setInterval(() => {}, 1000)\ntest.run()\n`,
+    /within 8 s/,
     '1 passed, 1 failed',
   )
+})
+
+test('a test that ignores the signal to end', () => {
+  const text = `// timeout: 3s\n${head}
+    test('x', () => new Promise((resolve) => setInterval(() => {}, 1000)))
+    process.on('SIGTERM', () => {})
+    test.run()\n`
+  fails(text, /within 3 s/)
+})
+
+test('a runner that is ended takes along what it runs', async () => {
+  const dir = mkdtempSync(path.join(tmpdir(), 'dit-runner-'))
+  const pidFile = path.join(dir, 'pid')
+  const text = `import { renameSync, writeFileSync } from 'node:fs'
+    writeFileSync('${pidFile}.new', String(process.pid))
+    renameSync('${pidFile}.new', '${pidFile}')
+    for (;;) {}\n`
+  writeFileSync(path.join(dir, 'a.test.ts'), text)
+  const child = spawn(process.execPath, ['--import', tsx, runner, `--dir=${dir}`])
+  while (!existsSync(pidFile)) await sleep(20)
+  child.kill('SIGTERM')
+  assert.equal(await once(child, 'exit'), [130, null])
+  await gone(Number(readFileSync(pidFile, 'utf8')))
+  rmSync(dir, { recursive: true })
 })
 
 test('a crash', () => {
