@@ -13,7 +13,7 @@ import { Engine } from './jobs.js'
 import type { ClassNames } from './labels.js'
 import type { CreateOptions, LoadOptions } from './options.js'
 import { packageRoot } from './root.cjs'
-import { seedsFrom } from './sampling.js'
+import { checkSchedule, seedsFrom } from './sampling.js'
 
 /** Where a model's weights came from. */
 export interface SourceInfo {
@@ -83,6 +83,8 @@ export async function describeFresh(
   const { vae: vaeSource, signal, onProgress, id2label = {} } = given
   const complete = completeConfig(config)
   const place = chooseDevice(given.device, given.precision)
+  const schedule = { ...defaultSchedule, ...given.schedule }
+  checkSchedule(schedule)
   const vae =
     vaeSource === undefined
       ? undefined
@@ -99,7 +101,7 @@ export async function describeFresh(
       maxLanes,
       dit: { config: complete, tensors: null, seed },
       vae: vae ? { config: vae.config, tensors: vae.tensors } : null,
-      schedule: { ...defaultSchedule, ...given.schedule },
+      schedule,
     },
     source: {
       kind: 'fresh',

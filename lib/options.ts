@@ -242,7 +242,9 @@ function isClassNames(value: unknown): boolean {
 }
 
 const isGuidanceChannels = (value: unknown) => value === 'all' || isInteger(value, 1, 1 << 16)
-const isFiniteNumber = (value: unknown) => isBetween(value, -Number.MAX_VALUE, Number.MAX_VALUE)
+// In fp32, which the model calculates in.
+const isFiniteNumber = (value: unknown) =>
+  typeof value === 'number' && Number.isFinite(Math.fround(value))
 const guidanceChannels = v.optional(
   is<number | 'all'>("a positive integer or 'all'", isGuidanceChannels),
 )
@@ -328,6 +330,7 @@ export function check<S extends v.GenericSchema & { entries: v.ObjectEntries }>(
   if (issue.type === 'strict_object' && issue.expected === 'never') {
     throw new DiTError('ERR_DIT_OPTION', unknownOption(path, Object.keys(schema.entries)))
   }
+  if (issue.type === 'strict_object') throw invalidOption(path, 'a value', undefined)
   throw invalidOption(path, issue.message, issue.input)
 }
 

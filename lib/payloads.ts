@@ -45,17 +45,17 @@ export function bytesOf({ bytes, height, width, channels }: DoneEvent) {
 
 /** One timestep for all of n, or n of them. @internal */
 export function checkTimesteps(t: unknown, n: number, steps: number): Float32Array {
-  const list =
-    typeof t === 'number' ? Array.from({ length: n }, () => t) : Array.from(t as ArrayLike<number>)
+  const list = (typeof t === 'number' ? new Array(n).fill(t) : t) as ArrayLike<unknown> | null
+  if (typeof list !== 'object' || typeof list?.length !== 'number') {
+    throw invalidOption('t', 'a number or an array of them', t)
+  }
   if (list.length !== n) {
     throw new DiTError('ERR_DIT_SHAPE', `Expected ${n} timesteps for t but got ${list.length}`)
   }
-  for (const value of list) {
-    if (typeof value !== 'number' || !(value >= 0 && value < steps)) {
-      throw invalidOption('t', `numbers from 0 to ${steps - 1}`, value)
-    }
-  }
-  return Float32Array.from(list)
+  return Float32Array.from(list, (value) => {
+    if (typeof value === 'number' && value >= 0 && value <= steps - 1) return value
+    throw invalidOption('t', `numbers from 0 to ${steps - 1}`, value)
+  })
 }
 
 /** Images as numbers from -1 to 1, made when they are needed: converting takes time. @internal */

@@ -155,9 +155,17 @@ function resolveSpacing({ steps, spacing }: SampleOptions, sampler: string): str
 }
 
 function countSteps(schedule: ScheduleConfig, spacing: string): number {
-  if (/^\d+$/.test(spacing)) return Number(spacing)
+  return /^\d+$/.test(spacing) ? Number(spacing) : tables(schedule, spacing).timestepMap.length
+}
+
+/** Throws ERR_DIT_OPTION for betas that make no diffusion process. @internal */
+export function checkSchedule(schedule: ScheduleConfig): void {
+  tables(schedule, '1')
+}
+
+function tables(schedule: ScheduleConfig, spacing: string) {
   try {
-    return native().schedule(schedule, spacing).timestepMap.length
+    return native().schedule(schedule, spacing)
   } catch (error) {
     throw nativeError(error)
   }

@@ -123,6 +123,9 @@ test('load and create: wrong options', async () => {
     [{ schedule: { steps: 0 } }, /an integer from 1 to 1000000 for schedule\.steps but got 0/],
     [{ schedule: { betaStart: 2 } }, /for schedule\.betaStart but got 2/],
     [{ schedule: { step: 2 } }, /step/],
+    [{ schedule: { betaStart: 0.5, betaEnd: 0.1 } }, /betaStart <= betaEnd < 1, got 0.5 and 0.1/],
+    [{ schedule: { betaStart: 1e-20 } }, /just below 1 to just above 0, got 1 and/],
+    [{ schedule: { betaEnd: 0.9999 } }, /just below 1 to just above 0.* after 1000 steps, 0/],
   ] as Case[]) {
     await rejects(() => DiT.create(size, options as never), 'ERR_DIT_OPTION', message)
   }
@@ -137,8 +140,13 @@ test('denoise, decode, encode: wrong arguments', async () => {
     [{ x: tensor(0, 4, 8, 8), t: 1, y: 1 }, /for x but got \[0, 4, 8, 8\]/, 'ERR_DIT_SHAPE'],
     [{ x, t: [1], y: 1 }, /Expected 2 timesteps for t but got 1/, 'ERR_DIT_SHAPE'],
     [{ x, t: 1000, y: 1 }, /numbers from 0 to 999 for t but got 1000/],
+    [{ x, t: 999.5, y: 1 }, /numbers from 0 to 999 for t but got 999.5/],
+    [{ x, t: undefined, y: 1 }, /a number or an array of them for t but got undefined/],
+    [{ x, t: null, y: 1 }, /a number or an array of them for t but got null/],
+    [{ x, t: 1 }, /a value for y but got undefined/],
+    [{ x, t: 1, y: 1, guidance: 1e39 }, /a finite number for guidance but got 1e\+39/],
     [{ x, t: [1, Number.NaN], y: 1 }, /for t but got NaN/],
-    [{ x, t: 'now', y: 1 }, /for t/, 'ERR_DIT_SHAPE'],
+    [{ x, t: 'now', y: 1 }, /a number or an array of them for t but got 'now'/],
     [{ x, t: 1, y: [1] }, /Expected 2 labels for y but got 1/, 'ERR_DIT_SHAPE'],
     [{ x, t: 1, y: [1, 6] }, /a class from 0 to 4, or 5 for no class for y\[1\] but got 6/],
     [{ x, t: 1, y: 1, guidance: 'a' }, /for guidance but got 'a'/],

@@ -62,6 +62,14 @@ std::vector<double> makeBetas(const ScheduleConfig& config) {
       betas[i] = std::min(1 - alphaBar(to) / alphaBar(from), 0.999);
     }
   }
+  // Outside of this the coefficients of the samplers, quotients by both, would be infinite.
+  double alphaBar = 1;
+  for (double beta : betas) alphaBar *= 1 - beta;
+  DIT_CHECK(1 - betas[0] < 1 && alphaBar >= std::numeric_limits<float>::min(), ErrorCode::Option,
+            "schedule: expected a share of the image that falls from just below 1 to just above 0, "
+            "got ",
+            1 - betas[0], " and, after ", n, " steps, ", alphaBar,
+            "; change betaStart, betaEnd or steps");
   return betas;
 }
 
