@@ -63,7 +63,11 @@ export class RawImage implements Pixels {
       throw invalidOption('file', `a name that ends in ${Object.keys(encoders).join(', ')}`, file)
     }
     const image = await this.#sharp()
-    const bytes = await image[encoders[end as keyof typeof encoders]]().toBuffer()
+    const encoded = image[encoders[end as keyof typeof encoders]]().toBuffer()
+    const bytes = await encoded.catch((cause: Error) => {
+      // A format's limits: WebP has no images of more than 16383 pixels across.
+      throw new DiTError('ERR_DIT_FILE', `Cannot write ${file}: ${cause.message}`, { cause })
+    })
     try {
       // sharp's own toFile reports every failure as one text; this tells a missing folder apart.
       await writeFile(file, bytes)
@@ -108,6 +112,7 @@ export function checkPixels(name: string, pixels: unknown): Pixels {
 
 /** How much is copied, into memory that is new, before the event loop has its turn: about 1 ms. */
 const bytesPerTurn = 1 << 20
+const maxGap = 4096 // pixels
 
 /**
  * Puts images of one size into one, row by row.
@@ -126,14 +131,14 @@ export async function imageGrid(
   images: readonly Pixels[],
   options: { columns?: number; gap?: number } = {},
 ): Promise<RawImage> {
-  const [first] = images
+  const [first] = Array.isArray(images) ? images : []
   if (first === undefined) throw invalidOption('images', 'at least one image', images)
   const { columns = Math.ceil(Math.sqrt(images.length)), gap = 0 } = options
   if (!Number.isSafeInteger(columns) || columns < 1) {
     throw invalidOption('columns', 'an integer of at least 1', columns)
   }
-  if (!Number.isSafeInteger(gap) || gap < 0) {
-    throw invalidOption('gap', 'an integer of at least 0', gap)
+  if (!Number.isSafeInteger(gap) || gap < 0 || gap > maxGap) {
+    throw invalidOption('gap', `an integer from 0 to ${maxGap}`, gap)
   }
   const { width, height, channels } = checkPixels('images[0]', first)
   const rows = Math.ceil(images.length / columns)

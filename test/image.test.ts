@@ -57,6 +57,8 @@ test('toFile: webp and jpeg by the name, anything else refused', async () => {
   await rejects(() => image.toFile('a'), 'ERR_DIT_OPTION', /ends in/)
   await rejects(() => image.toFile(5 as never), 'ERR_DIT_OPTION', /a path/)
   await rejects(() => image.toFile(path.join(folder, 'no/a.png')), 'ERR_DIT_FILE', /ENOENT/)
+  const wide = picture(17000, 1, 3)
+  await rejects(() => wide.toFile(path.join(folder, 'a.webp')), 'ERR_DIT_FILE', /too large/)
 })
 
 test('RawImage: wrong sizes are refused', () => {
@@ -96,6 +98,8 @@ test('imageGrid: every image in its place', async () => {
   await rejects(() => imageGrid([]), 'ERR_DIT_OPTION', /at least one image/)
   await rejects(() => imageGrid(images, { columns: 0 }), 'ERR_DIT_OPTION', /columns/)
   await rejects(() => imageGrid(images, { gap: -1 }), 'ERR_DIT_OPTION', /gap/)
+  await rejects(() => imageGrid(images, { gap: 1e12 }), 'ERR_DIT_OPTION', /0 to 4096 for gap/)
+  await rejects(() => imageGrid(null as never), 'ERR_DIT_OPTION', /at least one image/)
   await rejects(() => imageGrid([...images, picture(2, 2, 3)]), 'ERR_DIT_SHAPE', /images\[5\]/)
   await rejects(() => imageGrid([...images, picture(3, 2, 1)]), 'ERR_DIT_SHAPE', /3×2 with 1/)
 })
