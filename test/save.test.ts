@@ -1,5 +1,13 @@
 // timeout: 120s
-import { mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs'
+import {
+  copyFileSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  statSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs'
 import path from 'node:path'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
@@ -143,6 +151,33 @@ test('a model is replaced, even the one that is loaded; anything else is not', a
   await rejects(() => dit.save(path.join(parent, 'no/such.safetensors')), 'ERR_DIT_FILE', /such/)
   assert.is(readFileSync(path.join(other, 'notes.txt'), 'utf8'), 'mine')
   assert.equal(readdirSync(parent).sort(), ['deep', 'empty', 'other'])
+})
+
+test('models that save to one file at once leave one of them, whole', async () => {
+  const target = path.join(temporaryFolder(), 'model.safetensors')
+  const source = fixture('fashion_dit/fashion.pt')
+  const models = await Promise.all([fp32, fp32].map((options) => DiT.load(source, options)))
+  const dtypes = ['fp32', 'bf16'] as const
+  for (let turn = 0; turn < 10; turn++) {
+    await Promise.all(models.map((model, i) => model.save(target, { dtype: dtypes[i] as 'fp32' })))
+    await resolveSource(target)
+  }
+  assert.equal(readdirSync(path.dirname(target)), ['model.safetensors'])
+  for (const model of models) await model.close()
+})
+
+test('a file that was cut off after it was loaded: an error, no crash', async () => {
+  const folder = temporaryFolder()
+  const source = path.join(folder, 'fashion.pt')
+  copyFileSync(fixture('fashion_dit/fashion.pt'), source)
+  await using dit = await DiT.load(source, fp32)
+  truncateSync(source, 1000)
+  for (const dtype of ['fp32', 'bf16'] as const) {
+    const target = path.join(folder, 'model.safetensors')
+    await rejects(() => dit.save(target, { dtype }), 'ERR_DIT_FILE', /was changed after/)
+  }
+  assert.equal(readdirSync(folder), ['fashion.pt'])
+  assert.is((await dit.sample([1], sampled)).length, 1)
 })
 
 test('save: wrong arguments', async () => {

@@ -35,29 +35,44 @@ class FileDescriptor {
 // A file in memory, read-only.
 class MappedFile {
  public:
-  explicit MappedFile(const std::string& path) {
-    const FileDescriptor fd(open(path.c_str(), O_RDONLY | O_CLOEXEC));
-    DIT_CHECK(fd.valid(), ErrorCode::File, "cannot open ", path, ": ", systemError());
-    struct stat status {};
-    DIT_CHECK(fstat(fd.get(), &status) == 0, ErrorCode::File, "cannot read the size of ", path,
-              ": ", systemError());
-    size_ = static_cast<uint64_t>(status.st_size);
-    if (size_ == 0) return;
-    data_ = mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, fd.get(), 0);
+  explicit MappedFile(const std::string& path)
+      : path_(path), fd_(open(path.c_str(), O_RDONLY | O_CLOEXEC)) {
+    DIT_CHECK(fd_.valid(), ErrorCode::File, "cannot open ", path, ": ", systemError());
+    opened_ = status();
+    if (size() == 0) return;
+    data_ = mmap(nullptr, size(), PROT_READ, MAP_PRIVATE, fd_.get(), 0);
     DIT_CHECK(data_ != MAP_FAILED, ErrorCode::File, "cannot map ", path, ": ", systemError());
   }
   ~MappedFile() {
-    if (data_ != MAP_FAILED) munmap(data_, size_);
+    if (data_ != MAP_FAILED) munmap(data_, size());
   }
   MappedFile(const MappedFile&) = delete;
   MappedFile& operator=(const MappedFile&) = delete;
 
   const char* data() const { return static_cast<const char*>(data_); }
-  uint64_t size() const { return size_; }
+  uint64_t size() const { return static_cast<uint64_t>(opened_.st_size); }
+
+  // What is mapped follows the file: other numbers when it is written to, and SIGBUS when it has
+  // become shorter. (A file that took its name leaves this one as it was.)
+  void checkUnchanged() const {
+    const struct stat now = status();
+    DIT_CHECK(now.st_size == opened_.st_size && now.st_mtim.tv_sec == opened_.st_mtim.tv_sec &&
+                  now.st_mtim.tv_nsec == opened_.st_mtim.tv_nsec,
+              ErrorCode::File, path_, " was changed after it was opened: load it again");
+  }
 
  private:
+  struct stat status() const {
+    struct stat status {};
+    DIT_CHECK(fstat(fd_.get(), &status) == 0, ErrorCode::File, "cannot read the size of ", path_,
+              ": ", systemError());
+    return status;
+  }
+
+  std::string path_;
+  FileDescriptor fd_;
+  struct stat opened_ {};
   void* data_ = MAP_FAILED;
-  uint64_t size_ = 0;
 };
 
 // The number at `from`, which need not be aligned.
@@ -108,6 +123,7 @@ class WeightFiles : public WeightSource {
 
   Tensor read(const std::string& name, bool keepBf16) override {
     const TensorSource& source = find(name);
+    for (const TensorPart& part : source.parts) files_.at(part.file)->checkUnchanged();
     const Shape whole = shape(name);
     const TensorPart& first = source.parts[0];
     const bool bf16 = keepBf16 && first.dtype == DType::BF16;
@@ -281,7 +297,7 @@ class AtomicFile {
  public:
   explicit AtomicFile(std::string path)
       : path_(std::move(path)),
-        temporary_(path_ + ".tmp-" + std::to_string(getpid())),
+        temporary_(path_ + ".tmp-" + std::to_string(gettid())),  // no other model's
         fd_(open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644)) {
     DIT_CHECK(fd_.valid(), ErrorCode::File, "cannot create ", temporary_, ": ", systemError());
   }
