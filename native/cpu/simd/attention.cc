@@ -14,7 +14,7 @@
 // and sum of every query correct what was accumulated before (online softmax, Milakov & Gimelshein
 // 2018; Dao et al. 2022). bfloat16: the products take pairs of channels, and pairs of keys, as the
 // processor's dot product does; a pair of channels is as it lies in K, pairs of keys are made of V
-// once per head; the probabilities are rounded to bfloat16, the rest is float.
+// in every step; the probabilities are rounded to bfloat16, the rest is float.
 //
 // The blocks of all rows and heads are shared out among threads. A block's result depends on its
 // own row only.
@@ -32,10 +32,10 @@ namespace {
 
 constexpr int64_t kQueries = 2 * kLanes;  // of a block
 constexpr int64_t kKeys = 128;            // of a step; even
-constexpr int64_t kTile = kLanes >= 16  ? 8
-                          : kLanes == 8 ? 6
-                                        : 4;  // sums, of two registers each, in registers
-constexpr int64_t kStateBytes = 256 * 1024;   // of O^T of the blocks that share a step
+// Sums that a product keeps in registers, of two registers each, beside three for its factors.
+constexpr int64_t kTile = kLanes == 16 ? 8 : kLanes == 8 ? 6 : 4;
+// Of O^T of the blocks that share a step.
+constexpr int64_t kStateBytes = 512 * 1024;
 
 // How a product takes its factors: one float in a lane, or two bfloat16. kWord channels (or keys)
 // make a lane of four bytes.
@@ -247,17 +247,18 @@ void finish(const Block& block, int64_t queries, int64_t d, Out* y, int64_t rowS
   }
 }
 
-// K and V as the products read them: where they are, or made in `memory` (keysBytes).
+// K and V of a step as the products read them: where they are, or made in `memory`, of keyWords
+// words a channel.
 struct KeysAndValues {
   Words k, v;
 };
 
-size_t keysBytes(Floats, const float*, int64_t, int64_t) { return 0; }
+int64_t keyWords(Floats, const float*) { return 0; }
 
-KeysAndValues prepareKeys(Floats, const Head<float>& head, char*) {
-  const int64_t rowBytes = head.rowStride * static_cast<int64_t>(sizeof(float));
-  return {{reinterpret_cast<const char*>(head.k), rowBytes},
-          {reinterpret_cast<const char*>(head.v), rowBytes}};
+KeysAndValues prepareKeys(Floats, const Head<float>& head, int64_t first, int64_t, float*) {
+  const int64_t rowBytes = head.rowStride * 4, at = first * rowBytes;
+  return {{reinterpret_cast<const char*>(head.k) + at, rowBytes},
+          {reinterpret_cast<const char*>(head.v) + at, rowBytes}};
 }
 
 #ifdef __AVX512BF16__
@@ -277,96 +278,90 @@ void packBlock(Bf16Pairs, const Head<Bf16>& head, int64_t first, float* packed) 
   }
 }
 
-size_t keysBytes(Bf16Pairs, const Bf16*, int64_t tokens, int64_t d) {
-  return static_cast<size_t>((tokens + 1) / 2 * d) * 4;
-}
+int64_t keyWords(Bf16Pairs, const Bf16*) { return kKeys / 2; }
 
 // Word (i, j) of V: channel j of keys 2 i and 2 i + 1.
-KeysAndValues prepareKeys(Bf16Pairs, const Head<Bf16>& head, char* memory) {
-  float* out = reinterpret_cast<float*>(memory);
-  for (int64_t key = 0; key < head.tokens; key += 2, out += head.d) {
-    const Bf16* even = head.v + key * head.rowStride;
+KeysAndValues prepareKeys(Bf16Pairs, const Head<Bf16>& head, int64_t first, int64_t keys,
+                          float* memory) {
+  for (int64_t key = 0; key < keys; key += 2) {
+    const Bf16* even = head.v + (first + key) * head.rowStride;
     const Bf16* odd = even + head.rowStride;
-    const bool pair = key + 1 < head.tokens;
+    const bool pair = key + 1 < keys;
     forLanes(head.d, [&](int64_t j, auto lanes) {
       const UInts low = floatsToBits(load(even + j, lanes)) >> 16;
       const UInts high = pair ? floatsToBits(load(odd + j, lanes)) : UInts{};
-      store(out + j, bitsToFloats(low | high), lanes);
+      store(memory + key / 2 * head.d + j, bitsToFloats(low | high), lanes);
     });
   }
-  return {{reinterpret_cast<const char*>(head.k), head.rowStride * 2}, {memory, head.d * 4}};
+  return {{reinterpret_cast<const char*>(head.k + first * head.rowStride), head.rowStride * 2},
+          {reinterpret_cast<const char*>(memory), head.d * 4}};
 }
 
 #else
 
-size_t keysBytes(Floats, const Bf16*, int64_t tokens, int64_t d) {
-  return static_cast<size_t>(2 * tokens * d) * sizeof(float);
-}
+int64_t keyWords(Floats, const Bf16*) { return 2 * kKeys; }
 
-KeysAndValues prepareKeys(Floats, const Head<Bf16>& head, char* memory) {
-  float* k = reinterpret_cast<float*>(memory);
-  float* v = k + head.tokens * head.d;
-  for (int64_t key = 0; key < head.tokens; key++) {
+// Without dot products of bfloat16, floats.
+KeysAndValues prepareKeys(Floats, const Head<Bf16>& head, int64_t first, int64_t keys,
+                          float* memory) {
+  float *k = memory, *v = memory + kKeys * head.d;
+  for (int64_t key = 0; key < keys; key++) {
+    const int64_t from = (first + key) * head.rowStride;
     forLanes(head.d, [&](int64_t j, auto lanes) {
-      store(k + key * head.d + j, load(head.k + key * head.rowStride + j, lanes), lanes);
-      store(v + key * head.d + j, load(head.v + key * head.rowStride + j, lanes), lanes);
+      store(k + key * head.d + j, load(head.k + from + j, lanes), lanes);
+      store(v + key * head.d + j, load(head.v + from + j, lanes), lanes);
     });
   }
-  return {{memory, head.d * 4}, {reinterpret_cast<const char*>(v), head.d * 4}};
+  return {{reinterpret_cast<const char*>(k), head.d * 4},
+          {reinterpret_cast<const char*>(v), head.d * 4}};
 }
 
 #endif
 
-constexpr size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
-
-// How a thread's memory is laid out: scores, then the blocks that share a step, then K and V.
+// How a thread's memory is laid out, in floats: scores, K and V, the blocks that share a step.
 struct Layout {
-  int64_t blocks;  // that share a step, so that long rows of K and V are read less often
-  size_t scores, block, keys;
+  int64_t d;
+  int64_t blocks;  // at most, so that K and V of many channels are read (and made) less often
+  int64_t keys;    // of K and V
 
-  Layout(int64_t d, size_t keysBytes)
-      : blocks(std::max<int64_t>(1, kStateBytes / (d * kQueries * 4))),
-        scores(static_cast<size_t>(kKeys * kQueries) * 4),
-        block(static_cast<size_t>((2 * d + 2) * kQueries) * 4),
-        keys(aligned(keysBytes)) {}
+  Layout(int64_t d, int64_t headBlocks, int64_t keyWords)
+      : d(d),
+        blocks(std::clamp<int64_t>(kStateBytes / (d * kQueries * 4), 1, headBlocks)),
+        keys((keyWords * d + kLanes - 1) / kLanes * kLanes) {}
 
-  size_t bytes() const { return scores + static_cast<size_t>(blocks) * block + keys; }
+  int64_t perBlock() const { return (2 * d + 2) * kQueries; }
+  int64_t count() const { return kKeys * kQueries + keys + blocks * perBlock(); }
 
-  Block at(char* memory, int64_t i, int64_t d) const {
-    float* q = reinterpret_cast<float*>(memory + scores + static_cast<size_t>(i) * block);
+  float* scores(float* memory) const { return memory; }
+  float* keysAndValues(float* memory) const { return memory + kKeys * kQueries; }
+  Block block(float* memory, int64_t i) const {
+    float* q = memory + kKeys * kQueries + keys + i * perBlock();
     float* o = q + d * kQueries;
     return {q, o, o + d * kQueries, o + (d + 1) * kQueries};
   }
 };
 
-// Blocks [begin, end) of one head.
+// Blocks [begin, begin + count) of one head.
 template <typename Product, typename In>
-void attendHead(const Head<In>& head, int64_t begin, int64_t end, const Layout& layout,
-                char* memory, In* y, int64_t yStride) {
+void attendBlocks(const Head<In>& head, int64_t begin, int64_t count, const Layout& layout,
+                  float* memory, In* y, int64_t yStride) {
   const float scale = static_cast<float>(M_LOG2E / std::sqrt(static_cast<double>(head.d)));
-  const auto [k, v] = prepareKeys(Product{}, head, memory + layout.bytes() - layout.keys);
-  float* s = reinterpret_cast<float*>(memory);
-  for (; begin < end; begin += layout.blocks) {
-    const int64_t count = std::min(layout.blocks, end - begin);
+  for (int64_t i = 0; i < count; i++) {
+    const Block block = layout.block(memory, i);
+    packBlock(Product{}, head, (begin + i) * kQueries, block.q);
+    for (int64_t lane = 0; lane < kQueries; lane++) block.most[lane] = -INFINITY;
+  }
+  for (int64_t key = 0; key < head.tokens; key += kKeys) {
+    const int64_t keys = std::min(kKeys, head.tokens - key);
+    const auto [k, v] = prepareKeys(Product{}, head, key, keys, layout.keysAndValues(memory));
     for (int64_t i = 0; i < count; i++) {
-      const Block block = layout.at(memory, i, head.d);
-      packBlock(Product{}, head, (begin + i) * kQueries, block.q);
-      for (int64_t lane = 0; lane < kQueries; lane++) block.most[lane] = -INFINITY;
+      attend<Product>(k, v, keys, head.d, scale, key == 0, layout.block(memory, i),
+                      layout.scores(memory));
     }
-    for (int64_t key = 0; key < head.tokens; key += kKeys) {
-      const int64_t keys = std::min(kKeys, head.tokens - key);
-      const Words kStep{k.data + key * k.rowBytes, k.rowBytes};
-      const Words vStep{v.data + key / Product::kWord * v.rowBytes, v.rowBytes};
-      for (int64_t i = 0; i < count; i++) {
-        attend<Product>(kStep, vStep, keys, head.d, scale, key == 0, layout.at(memory, i, head.d),
-                        s);
-      }
-    }
-    for (int64_t i = 0; i < count; i++) {
-      const int64_t first = (begin + i) * kQueries;
-      finish(layout.at(memory, i, head.d), head.tokens - first, head.d, y + first * yStride,
-             yStride);
-    }
+  }
+  for (int64_t i = 0; i < count; i++) {
+    const int64_t first = (begin + i) * kQueries;
+    finish(layout.block(memory, i), head.tokens - first, head.d, y + first * yStride, yStride);
   }
 }
 
@@ -375,19 +370,19 @@ void run(const AttentionArgs& args) {
   const int64_t rows = args.y.shape[0], tokens = args.y.shape[1], c = args.y.shape[2];
   const int64_t d = c / args.heads;
   const int64_t blocks = (tokens + kQueries - 1) / kQueries, n = rows * args.heads * blocks;
-  const Layout layout(d, keysBytes(Product{}, static_cast<const In*>(nullptr), tokens, d));
+  const Layout layout(d, blocks, keyWords(Product{}, static_cast<const In*>(nullptr)));
   const int64_t parts = std::min<int64_t>(threads(), n);
-  char* memory = static_cast<char*>(scratch(static_cast<size_t>(parts) * layout.bytes()));
+  float* memory = static_cast<float*>(scratch(static_cast<size_t>(parts * layout.count()) * 4));
   parallelRuns(n, parts, [&](int64_t part, int64_t begin, int64_t end) {
-    while (begin < end) {
-      const int64_t head = begin / blocks, last = std::min(end, (head + 1) * blocks);
+    // As many blocks of one head at a time as fit.
+    for (int64_t count; begin < end; begin += count) {
+      const int64_t head = begin / blocks, block = begin % blocks;
+      count = std::min({end - begin, blocks - block, layout.blocks});
       const int64_t row = head / args.heads, channel = head % args.heads * d;
       const In* q = args.qkv.as<In>() + row * tokens * 3 * c + channel;
-      attendHead<Product, In>({q, q + c, q + 2 * c, 3 * c, tokens, d}, begin - head * blocks,
-                              last - head * blocks, layout,
-                              memory + static_cast<size_t>(part) * layout.bytes(),
-                              args.y.as<In>() + row * tokens * c + channel, c);
-      begin = last;
+      attendBlocks<Product, In>({q, q + c, q + 2 * c, 3 * c, tokens, d}, block, count, layout,
+                                memory + part * layout.count(),
+                                args.y.as<In>() + row * tokens * c + channel, c);
     }
   });
 }
