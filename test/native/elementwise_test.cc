@@ -108,6 +108,17 @@ DIT_BENCH("elementwise") {
                static_cast<double>(x.bytes() + y.tensor().bytes()),
                [&] { test.ops().silu({.x = x, .y = y}); });
   }
+  const Tensor t = test.upload(test.random(DType::F32, {50}, 300, 500));
+  const DeviceTensor frequencies = test.output(DType::F32, {50, 256});
+  test.bench("timestepEmbedding [50, 256]", 0, static_cast<double>(frequencies.tensor().bytes()),
+             [&] { test.ops().timestepEmbedding({.t = t, .y = frequencies}); });
+  const Tensor table = test.upload(test.random(DType::F32, {1001, 1152}));
+  const Tensor label = test.upload(std::vector<int32_t>(50, 207));
+  const Tensor embedded = test.upload(test.random(DType::F32, {50, 1152}));
+  const DeviceTensor condition = test.output(DType::F32, {50, 1152});
+  test.bench("conditionEmbedding [50, 1152]", 0, static_cast<double>(embedded.bytes()) * 3, [&] {
+    test.ops().conditionEmbedding({.t = embedded, .table = table, .label = label, .y = condition});
+  });
   const Tensor image = test.upload(test.random(DType::F32, {1, 512, 512, 3}));
   const DeviceTensor rgb = test.output(DType::U8, {1, 512, 512, 3});
   test.bench("toRgb8 [1, 512, 512, 3]", 0, static_cast<double>(image.bytes()) * 1.25,

@@ -77,5 +77,31 @@ DIT_KERNEL_CASE("sampleMoments") {
   }
 }
 
+// XL/2 at 256 px, two rows; the VAE's image at 512 px.
+DIT_BENCH("layout") {
+  const Tensor latent = test.upload(test.random(DType::F32, {1, 4, 32, 32}));
+  const Tensor lane = test.upload(std::vector<int32_t>{0, 0});
+  const DeviceTensor tokens = test.output(DType::BF16, {2, 256, 16});
+  test.bench("patchify bf16 [2, 256, 16]", 0, static_cast<double>(tokens.tensor().bytes()) * 3,
+             [&] { test.ops().patchify({.x = latent, .lane = lane, .patch = 2, .y = tokens}); });
+  const Tensor last = test.upload(test.random(DType::F32, {2, 256, 32}));
+  const DeviceTensor model = test.output(DType::F32, {2, 8, 32, 32});
+  test.bench("unpatchify f32 [2, 256, 32]", 0, static_cast<double>(last.bytes()) * 2,
+             [&] { test.ops().unpatchify({.x = last, .patch = 2, .y = model}); });
+
+  const Tensor image = test.upload(test.random(DType::F32, {1, 3, 512, 512}));
+  const DeviceTensor pixels = test.output(DType::F32, {1, 512, 512, 3});
+  const double bytes = static_cast<double>(image.bytes()) * 2;
+  test.bench("toChannelsLast f32 [1, 3, 512, 512]", 0, bytes,
+             [&] { test.ops().toChannelsLast({.x = image, .y = pixels}); });
+  test.bench("toChannelsFirst f32 [1, 512, 512, 3]", 0, bytes,
+             [&] { test.ops().toChannelsFirst({.x = pixels, .y = image}); });
+  const Tensor moments = test.upload(test.random(DType::F32, {1, 64, 64, 8}));
+  const DeviceTensor z = test.output(DType::F32, {1, 4, 64, 64});
+  const Tensor noise = test.upload(test.random(DType::F32, {1, 4, 64, 64}));
+  test.bench("sampleMoments f32 [1, 64, 64, 8]", 0, static_cast<double>(moments.bytes()) * 2,
+             [&] { test.ops().sampleMoments({.moments = moments, .noise = noise, .y = z}); });
+}
+
 }  // namespace
 }  // namespace dit::test

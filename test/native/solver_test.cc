@@ -212,5 +212,42 @@ DIT_KERNEL_CASE("solverUpdate/bits") {
   EXPECT(alone == run({fullStep(2, 1, -1), fullStep(1, 0, 3), fullStep(0, 2, -1)}));
 }
 
+// One guided lane of XL/2 at 256 px.
+DIT_BENCH("solver") {
+  const Shape latent{1, 4, 32, 32};
+  const Tensor model = test.upload(test.random(DType::F32, {2, 8, 32, 32}));
+  const Tensor x = test.upload(test.random(DType::F32, latent));
+  const Tensor history = test.upload(test.random(DType::F32, {1, kSolverHistory, 4, 32, 32}));
+  SolverStep step = fullStep(0, 0, 1);
+  for (bool noise : {false, true}) {
+    step.noise = noise ? 0.6f : 0;
+    step.learnedVariance = noise;
+    step.xFromX = 0;  // stays finite however often it runs
+    step.x0FromX = 0;
+    step.epsFromX = 0;
+    step.xFromHistory[1] = 0;
+    const Tensor steps = test.upload(asBytes({step}));
+    test.bench(
+        noise ? "solverUpdate with noise [1, 4, 32, 32]" : "solverUpdate [1, 4, 32, 32]", 0,
+        static_cast<double>(x.bytes()) * 6, [&] {
+          test.ops().solverUpdate({.model = model, .steps = steps, .x = x, .history = history});
+        });
+  }
+  test.bench("noise [1, 4, 32, 32]", 0, static_cast<double>(x.bytes()),
+             [&] { test.ops().noise({.seed = 1, .stream = 0, .index = 0, .y = x}); });
+  const DeviceTensor guided = test.output(DType::F32, {1, 8, 32, 32});
+  const Tensor cond = test.upload(std::vector<int32_t>{0});
+  const Tensor uncond = test.upload(std::vector<int32_t>{1});
+  const Tensor scale = test.upload(Values::of(DType::F32, {1}, {4}));
+  test.bench("guide [1, 8, 32, 32]", 0, static_cast<double>(model.bytes()) * 1.5, [&] {
+    test.ops().guide({.model = model,
+                      .cond = cond,
+                      .uncond = uncond,
+                      .scale = scale,
+                      .channels = 3,
+                      .y = guided});
+  });
+}
+
 }  // namespace
 }  // namespace dit::test
