@@ -22,6 +22,8 @@ const char* errorCodeName(ErrorCode code) {
       return "ERR_DIT_BUSY";
     case ErrorCode::Closed:
       return "ERR_DIT_CLOSED";
+    case ErrorCode::NonFinite:
+      return "ERR_DIT_NONFINITE";
     case ErrorCode::Aborted:
       return "ERR_DIT_ABORTED";
     case ErrorCode::Internal:

@@ -19,6 +19,7 @@ enum class ErrorCode {
   DeviceLost,  // the device failed for good; the model has to be loaded anew
   Busy,        // the queue is full
   Closed,      // the model was closed
+  NonFinite,   // a result is NaN or infinite
   Aborted,     // the caller cancelled the work
   Internal,    // a broken invariant of this library
 };

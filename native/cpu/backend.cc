@@ -23,6 +23,12 @@ void eachRow(const Tensor& tensor, Copy&& copy) {
   }
 }
 
+// Less than this and waking other threads takes longer than the work, far longer when the processor
+// has other things to do: tens of microseconds of one thread. Both depend on shapes alone, so the
+// number of threads of a product does too.
+constexpr double kLeastOperations = 10e6;    // of products and convolutions
+constexpr double kLeastElements = 64 << 10;  // of everything else
+
 }  // namespace
 
 CpuBackend::CpuBackend(int threads) : kernels_(kernels()) {
@@ -50,6 +56,8 @@ void CpuBackend::requirePrecision(Precision precision) const {
             ": use precision 'fp32'");
 }
 
+int CpuBackend::threadsFor(double work, double least) const { return work < least ? 1 : threads_; }
+
 void* CpuBackend::allocate(size_t bytes) {
   Block block(bytes);
   void* data = block.data();
@@ -73,56 +81,64 @@ void CpuBackend::download(void* host, const Tensor& device) {
 
 std::unique_ptr<PreparedWeight> CpuBackend::prepareLinear(const LinearWeightArgs& args) {
   requirePrecision(args.precision);
-  const Turn turn(threads_);
+  const Turn turn(threadsFor(static_cast<double>(args.values.count()), kLeastElements));
   return cpu::prepareLinear(onednn_, args);
 }
 
 std::unique_ptr<PreparedWeight> CpuBackend::prepareConv(const ConvWeightArgs& args) {
   requirePrecision(args.precision);
-  const Turn turn(threads_);
+  const Turn turn(threadsFor(static_cast<double>(args.values.count()), kLeastElements));
   return cpu::prepareConv(onednn_, args);
 }
 
 void CpuBackend::linear(const LinearArgs& args) {
-  const Turn turn(threads_);
+  // Of one product: what is computed for a row does not depend on how many there are.
+  const double m = static_cast<double>(args.x.shape[1]), k = static_cast<double>(args.x.shape[2]);
+  const Turn turn(threadsFor(2 * m * k * static_cast<double>(args.y.shape[2]), kLeastOperations));
   cpu::linear(onednn_, args);
 }
 
 void CpuBackend::conv2d(const Conv2dArgs& args) {
-  const Turn turn(threads_);
+  const double image = static_cast<double>(args.y.shape[1] * args.y.shape[2] * args.y.shape[3]);
+  const double taps = 9 * static_cast<double>(args.x.shape[3]);  // 1 x 1 ones are rare and small
+  const Turn turn(threadsFor(2 * image * taps, kLeastOperations));
   cpu::conv2d(onednn_, args);
 }
 
 template <typename Args>
-void CpuBackend::run(void (*kernel)(const Args&), const Args& args) {
-  const Turn turn(threads_);
+void CpuBackend::run(void (*kernel)(const Args&), const Args& args, const Tensor& largest) {
+  const Turn turn(threadsFor(static_cast<double>(largest.count()), kLeastElements));
   kernel(args);
 }
 
 void CpuBackend::layerNormModulate(const LayerNormModulateArgs& args) {
-  run(kernels_.layerNormModulate, args);
+  run(kernels_.layerNormModulate, args, args.y);
 }
-void CpuBackend::attention(const AttentionArgs& args) { run(kernels_.attention, args); }
-void CpuBackend::silu(const SiluArgs& args) { run(kernels_.silu, args); }
+void CpuBackend::attention(const AttentionArgs& args) { run(kernels_.attention, args, args.qkv); }
+void CpuBackend::silu(const SiluArgs& args) { run(kernels_.silu, args, args.y); }
 void CpuBackend::timestepEmbedding(const TimestepEmbeddingArgs& args) {
-  run(kernels_.timestepEmbedding, args);
+  run(kernels_.timestepEmbedding, args, args.y);
 }
 void CpuBackend::conditionEmbedding(const ConditionEmbeddingArgs& args) {
-  run(kernels_.conditionEmbedding, args);
+  run(kernels_.conditionEmbedding, args, args.y);
 }
-void CpuBackend::patchify(const PatchifyArgs& args) { run(kernels_.patchify, args); }
-void CpuBackend::unpatchify(const UnpatchifyArgs& args) { run(kernels_.unpatchify, args); }
-void CpuBackend::guide(const GuideArgs& args) { run(kernels_.guide, args); }
-void CpuBackend::solverUpdate(const SolverUpdateArgs& args) { run(kernels_.solverUpdate, args); }
-void CpuBackend::noise(const NoiseArgs& args) { run(kernels_.noise, args); }
-void CpuBackend::groupNorm(const GroupNormArgs& args) { run(kernels_.groupNorm, args); }
+void CpuBackend::patchify(const PatchifyArgs& args) { run(kernels_.patchify, args, args.y); }
+void CpuBackend::unpatchify(const UnpatchifyArgs& args) { run(kernels_.unpatchify, args, args.y); }
+void CpuBackend::guide(const GuideArgs& args) { run(kernels_.guide, args, args.y); }
+void CpuBackend::solverUpdate(const SolverUpdateArgs& args) {
+  run(kernels_.solverUpdate, args, args.x);
+}
+void CpuBackend::noise(const NoiseArgs& args) { run(kernels_.noise, args, args.y); }
+void CpuBackend::groupNorm(const GroupNormArgs& args) { run(kernels_.groupNorm, args, args.y); }
 void CpuBackend::toChannelsLast(const ToChannelsLastArgs& args) {
-  run(kernels_.toChannelsLast, args);
+  run(kernels_.toChannelsLast, args, args.y);
 }
 void CpuBackend::toChannelsFirst(const ToChannelsFirstArgs& args) {
-  run(kernels_.toChannelsFirst, args);
+  run(kernels_.toChannelsFirst, args, args.y);
 }
-void CpuBackend::sampleMoments(const SampleMomentsArgs& args) { run(kernels_.sampleMoments, args); }
-void CpuBackend::toRgb8(const ToRgb8Args& args) { run(kernels_.toRgb8, args); }
+void CpuBackend::sampleMoments(const SampleMomentsArgs& args) {
+  run(kernels_.sampleMoments, args, args.moments);
+}
+void CpuBackend::toRgb8(const ToRgb8Args& args) { run(kernels_.toRgb8, args, args.y); }
 
 }  // namespace dit::cpu

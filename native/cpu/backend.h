@@ -49,8 +49,10 @@ class CpuBackend final : public Backend {
   void toRgb8(const ToRgb8Args& args) override;
 
  private:
+  // `largest`: the tensor that says how much work it is.
   template <typename Args>
-  void run(void (*kernel)(const Args&), const Args& args);
+  void run(void (*kernel)(const Args&), const Args& args, const Tensor& largest);
+  int threadsFor(double work, double least) const;
   void requirePrecision(Precision precision) const;
 
   int threads_;

@@ -205,7 +205,7 @@ void Dit::forward(const Rows& rows, const Checkpoint& checkpoint, const Probe& p
 
   for (int64_t i = 0; i < config_.depth; i++) {
     if (checkpoint) checkpoint();
-    blockForward(blocks_[i], rows.entry, rows.table.columns(6 * C * i, 6 * C), R);
+    blockForward(blocks_[i], rows.entry, rows.table.columns(6 * C * i, 6 * C), R, checkpoint);
     show("block" + std::to_string(i), tokens);
   }
 

@@ -112,7 +112,7 @@ class Dit {
   void loadParameters(WeightSource& weights, const LoadProgress& progress);
   void layOutActivations(Arena& arena);
   void blockForward(const DitBlock& block, const Tensor& entry, const Tensor& modulation,
-                    int64_t rows);
+                    int64_t rows, const Checkpoint& checkpoint);
 };
 
 }  // namespace dit

@@ -8,8 +8,11 @@ namespace dit {
 //   h = h + gate1 * proj(attention(norm(h) (1 + scale1) + shift1))
 //   h = h + gate2 * fc2(gelu(fc1(norm(h) (1 + scale2) + shift2)))
 void Dit::blockForward(const DitBlock& block, const Tensor& entry, const Tensor& modulation,
-                       int64_t R) {
+                       int64_t R, const Checkpoint& checkpoint) {
   const int64_t C = config_.hidden;
+  const auto check = [&] {
+    if (checkpoint) checkpoint();
+  };
   const auto part = [&](int i) { return RowVector{modulation.columns(i * C, C), entry}; };
   const Tensor tokens = a_.tokens.slice(0, R), normed = a_.normed.slice(0, R);
   const Tensor qkv = a_.qkv.slice(0, R), attended = a_.attended.slice(0, R);
@@ -17,7 +20,9 @@ void Dit::blockForward(const DitBlock& block, const Tensor& entry, const Tensor&
 
   ops_.layerNormModulate({.x = tokens, .shift = part(0), .scale = part(1), .y = normed});
   ops_.linear({.x = normed, .weight = block.qkv.weight.get(), .bias = block.qkv.bias, .y = qkv});
+  check();
   ops_.attention({.qkv = qkv, .y = attended, .heads = config_.heads});
+  check();
   ops_.linear({.x = attended,
                .weight = block.proj.weight.get(),
                .bias = block.proj.bias,
@@ -27,11 +32,13 @@ void Dit::blockForward(const DitBlock& block, const Tensor& entry, const Tensor&
                .residual = tokens});
 
   ops_.layerNormModulate({.x = tokens, .shift = part(3), .scale = part(4), .y = normed});
+  check();
   ops_.linear({.x = normed,
                .weight = block.fc1.weight.get(),
                .bias = block.fc1.bias,
                .y = mlp,
                .epilogue = Epilogue::BiasGelu});
+  check();
   ops_.linear({.x = mlp,
                .weight = block.fc2.weight.get(),
                .bias = block.fc2.bias,

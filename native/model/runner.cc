@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cmath>
 #include <condition_variable>
 #include <deque>
 #include <mutex>
@@ -428,11 +429,14 @@ class Runner::State {
         }
       }
       if (!next) return;
-      const auto image = std::find_if(next->images.begin(), next->images.end(),
-                                      [](const Image& i) { return !i.started; });
-      image->lane = model_->sampler->start(laneSpec(*next, image - next->images.begin()));
-      image->started = true;
-      if (next->startedAt == 0) next->startedAt = seconds();
+      // Failing to make room for it is this job's failure; its images then wait no more.
+      endSampling(*next, [&] {
+        const auto image = std::find_if(next->images.begin(), next->images.end(),
+                                        [](const Image& i) { return !i.started; });
+        image->lane = model_->sampler->start(laneSpec(*next, image - next->images.begin()));
+        image->started = true;
+        if (next->startedAt == 0) next->startedAt = seconds();
+      });
     }
   }
 
@@ -518,6 +522,11 @@ class Runner::State {
       result.floats.resize(static_cast<size_t>(result.shape.count()));
       std::copy(latent.begin(), latent.end(), result.floats.begin() + i * config.latentCount());
     } else {
+      DIT_CHECK(
+          std::all_of(latent.begin(), latent.end(), [](float x) { return std::isfinite(x); }),
+          ErrorCode::NonFinite, "image ", i,
+          " is not a number: the weights or the noise hold NaN, or the guidance is too large; "
+          "output: 'latent' gives it as it is");
       const double begin = seconds();
       const Picture picture = sampler.picture(latent, [&] { checkpoint(job); });
       result.decodeSeconds += seconds() - begin;

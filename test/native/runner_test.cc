@@ -109,6 +109,11 @@ DIT_CASE("runner/jobs") {
   EXPECT(inbox.last(runner.decode({.n = 1, .height = 8, .width = 8, .latents = {}})).error ==
          ErrorCode::Option);
   EXPECT(inbox.last(runner.load(freshModel(test))).error == ErrorCode::Internal);
+  bad = request({1});
+  bad.noise.assign(256, NAN);
+  EXPECT(inbox.last(runner.sample(bad)).kind == JobEvent::Kind::Done);  // latents as they are
+  bad.latentOnly = false;
+  EXPECT(inbox.last(runner.sample(bad)).error == ErrorCode::NonFinite);  // but no black picture
   EXPECT(inbox.last(runner.sample(request({3}))).floats == third.floats);
 
   EXPECT(inbox.last(runner.close()).kind == JobEvent::Kind::Done);

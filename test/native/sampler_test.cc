@@ -229,7 +229,7 @@ DIT_CASE("sampler/stopped-round") {
     const int64_t before = sampler.step(lane);
     try {
       sampler.round([&] {
-        if (++calls == 1 + stopAt % 5) fail(ErrorCode::Aborted, "stop");
+        if (++calls == 1 + stopAt % 40) fail(ErrorCode::Aborted, "stop");
       });
       EXPECT(sampler.step(lane) == before + 1);
     } catch (const Error& error) {
