@@ -24,17 +24,11 @@ class Turn {
 };
 
 // Calls fn(i) for i in [0, n), divided among the threads in contiguous runs. Which thread runs an
-// index never changes what is computed for it. fn must not throw. Up to `grain` indices stay on
-// this thread: waking another costs microseconds, and on a busy machine milliseconds.
-template <typename Fn>
-void parallelFor(int64_t n, int64_t grain, Fn&& fn) {
-#pragma omp parallel for schedule(static) if (n > grain)
-  for (int64_t i = 0; i < n; i++) fn(i);
-}
-
+// index never changes what is computed for it. fn must not throw.
 template <typename Fn>
 void parallelFor(int64_t n, Fn&& fn) {
-  parallelFor(n, 1, fn);
+#pragma omp parallel for schedule(static) if (n > 1)
+  for (int64_t i = 0; i < n; i++) fn(i);
 }
 
 // Calls fn(part, begin, end) for `parts` runs that cover [0, n): for work that keeps something

@@ -10,12 +10,11 @@ namespace dit::cpu::DIT_ISA {
 namespace {
 
 constexpr int64_t kChunk = 16384;  // elements of a piece of work
-constexpr int64_t kGrain = 4;      // pieces that are not worth another thread
 
 // Calls use(begin, end) for pieces of [0, n), in parallel.
 template <typename Use>
 void forChunks(int64_t n, Use&& use) {
-  parallelFor((n + kChunk - 1) / kChunk, kGrain, [&](int64_t i) {
+  parallelFor((n + kChunk - 1) / kChunk, [&](int64_t i) {
     const int64_t begin = i * kChunk;
     use(begin, n < begin + kChunk ? n : begin + kChunk);
   });
@@ -41,7 +40,7 @@ void timestepEmbedding(const TimestepEmbeddingArgs& args) {
   constexpr int64_t kHalf = 128;
   constexpr float kLogMaxPeriod = 9.210340371976184f;  // ln 10000
   withElements(args.y.dtype, [&]<typename Out>(Out*) {
-    parallelFor(args.t.count(), 16, [&](int64_t e) {
+    parallelFor(args.t.count(), [&](int64_t e) {
       const float t = args.t.as<float>()[e];
       Out* y = args.y.as<Out>() + e * 2 * kHalf;
       for (int64_t i = 0; i < kHalf; i++) {
@@ -55,7 +54,7 @@ void timestepEmbedding(const TimestepEmbeddingArgs& args) {
 
 void conditionEmbedding(const ConditionEmbeddingArgs& args) {
   const int64_t c = args.t.shape[1];
-  parallelFor(args.t.shape[0], 256, [&](int64_t e) {
+  parallelFor(args.t.shape[0], [&](int64_t e) {
     const int32_t label = args.label.as<int32_t>()[e];
     const float* t = args.t.as<float>() + e * c;
     const float* vector =

@@ -7,17 +7,11 @@
 
 namespace dit::cpu::DIT_ISA {
 
-namespace {
-
-constexpr int64_t kGrain = 32;  // rows of pixels or patches that are not worth another thread
-
-}  // namespace
-
 void patchify(const PatchifyArgs& args) {
   const int64_t c = args.x.shape[1], h = args.x.shape[2], w = args.x.shape[3], p = args.patch;
   const int64_t gridRows = h / p, gridColumns = w / p;
   withElements(args.y.dtype, [&]<typename Out>(Out*) {
-    parallelFor(args.lane.count() * gridRows, kGrain, [&](int64_t i) {
+    parallelFor(args.lane.count() * gridRows, [&](int64_t i) {
       const int64_t top = i % gridRows * p;
       const float* x = args.x.as<float>() + args.lane.as<int32_t>()[i / gridRows] * c * h * w;
       Out* y = args.y.as<Out>() + i * gridColumns * c * p * p;
@@ -37,7 +31,7 @@ void unpatchify(const UnpatchifyArgs& args) {
   const int64_t c = args.y.shape[1], h = args.y.shape[2], w = args.y.shape[3], p = args.patch;
   const int64_t gridRows = h / p, gridColumns = w / p;
   withElements(args.x.dtype, [&]<typename In>(In*) {
-    parallelFor(args.y.shape[0] * gridRows, kGrain, [&](int64_t i) {
+    parallelFor(args.y.shape[0] * gridRows, [&](int64_t i) {
       const In* x = args.x.as<In>() + i * gridColumns * p * p * c;
       float* y = args.y.as<float>() + i / gridRows * c * h * w + i % gridRows * p * w;
       for (int64_t j = 0; j < gridColumns; j++) {
@@ -56,7 +50,7 @@ void unpatchify(const UnpatchifyArgs& args) {
 void toChannelsLast(const ToChannelsLastArgs& args) {
   const int64_t c = args.x.shape[1], h = args.x.shape[2], w = args.x.shape[3];
   withElements(args.y.dtype, [&]<typename Out>(Out*) {
-    parallelFor(args.x.shape[0] * h, kGrain, [&](int64_t i) {
+    parallelFor(args.x.shape[0] * h, [&](int64_t i) {
       const float* x = args.x.as<float>() + (i / h * c * h + i % h) * w;
       Out* y = args.y.as<Out>() + i * w * c;
       for (int64_t j = 0; j < w; j++) {
@@ -71,7 +65,7 @@ void toChannelsLast(const ToChannelsLastArgs& args) {
 void toChannelsFirst(const ToChannelsFirstArgs& args) {
   const int64_t h = args.x.shape[1], w = args.x.shape[2], c = args.x.shape[3];
   withElements(args.x.dtype, [&]<typename In>(In*) {
-    parallelFor(args.x.shape[0] * h, kGrain, [&](int64_t i) {
+    parallelFor(args.x.shape[0] * h, [&](int64_t i) {
       const In* x = args.x.as<In>() + i * w * c;
       float* y = args.y.as<float>() + (i / h * c * h + i % h) * w;
       for (int64_t channel = 0; channel < c; channel++) {

@@ -16,7 +16,6 @@ namespace dit::cpu::DIT_ISA {
 namespace {
 
 constexpr int64_t kTokens = 4;
-constexpr int64_t kGrain = 16;  // groups of tokens that are not worth another thread
 
 template <int64_t kCount, typename In, typename Out>
 void normalise(int64_t c, const In* x, const float* shift, const float* scale, float eps, Out* y) {
@@ -52,7 +51,7 @@ void run(const LayerNormModulateArgs& args) {
   auto vector = [](const RowVector& v, int64_t row) {
     return v.table.as<float>() + v.index.as<int32_t>()[row] * v.table.rowStride;
   };
-  parallelFor(rows * groups, kGrain, [&](int64_t group) {
+  parallelFor(rows * groups, [&](int64_t group) {
     const int64_t row = group / groups, first = group % groups * kTokens;
     const float *shift = vector(args.shift, row), *scale = vector(args.scale, row);
     const In* x = args.x.as<In>() + (row * tokens + first) * c;

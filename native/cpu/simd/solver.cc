@@ -11,7 +11,6 @@ namespace dit::cpu::DIT_ISA {
 namespace {
 
 constexpr int64_t kChunk = 1024;  // elements of a piece of work, a multiple of 4
-constexpr int64_t kGrain = 4;     // pieces that are not worth another thread
 
 // z[i] = element first + i of the normal numbers of (seed, stream, index), i in [0, n).
 void normals(uint64_t seed, NoiseStream stream, uint32_t index, int64_t first, int64_t n,
@@ -71,7 +70,7 @@ void step(const SolverStep& s, const Channel& at, int64_t begin, int64_t end) {
 
 void guide(const GuideArgs& args) {
   const int64_t co = args.model.shape[1], pixels = args.model.shape[2] * args.model.shape[3];
-  parallelFor(args.cond.count() * co, 16 * kGrain, [&](int64_t plane) {
+  parallelFor(args.cond.count() * co, [&](int64_t plane) {
     const int64_t lane = plane / co, channel = plane % co;
     auto model = [&](int32_t row) {
       return args.model.as<float>() + (row * co + channel) * pixels;
@@ -93,7 +92,7 @@ void solverUpdate(const SolverUpdateArgs& args) {
   const int64_t co = args.model.shape[1];
   const int64_t chunks = (pixels + kChunk - 1) / kChunk;
   const SolverStep* steps = args.steps.as<SolverStep>();
-  parallelFor(args.steps.shape[0] * c * chunks, kGrain, [&](int64_t work) {
+  parallelFor(args.steps.shape[0] * c * chunks, [&](int64_t work) {
     const SolverStep& s = steps[work / (c * chunks)];
     const int64_t channel = work / chunks % c, begin = work % chunks * kChunk;
     const int64_t end = pixels < begin + kChunk ? pixels : begin + kChunk;
@@ -124,7 +123,7 @@ void solverUpdate(const SolverUpdateArgs& args) {
 
 void noise(const NoiseArgs& args) {
   const int64_t n = args.y.count();
-  parallelFor((n + kChunk - 1) / kChunk, kGrain, [&](int64_t i) {
+  parallelFor((n + kChunk - 1) / kChunk, [&](int64_t i) {
     const int64_t begin = i * kChunk, end = n < begin + kChunk ? n : begin + kChunk;
     normals(args.seed, static_cast<NoiseStream>(args.stream), args.index, begin, end - begin,
             args.y.as<float>() + begin);
