@@ -40,8 +40,14 @@ function run(files: Record<string, string>, ...args: string[]) {
 /** Resolves when the process runs no more, reaped or not: a container may have nobody who reaps. */
 async function gone(pid: number): Promise<void> {
   assert.ok(pid > 0)
-  const status = `/proc/${pid}/status`
-  const runs = () => existsSync(status) && !/^State:\s+Z/m.test(readFileSync(status, 'utf8'))
+  const runs = () => {
+    try {
+      return !/^State:\s+Z/m.test(readFileSync(`/proc/${pid}/status`, 'utf8'))
+    } catch (error) {
+      assert.match(String((error as NodeJS.ErrnoException).code), /ENOENT|ESRCH/)
+      return false
+    }
+  }
   for (let i = 0; runs() && i < 100; i++) await sleep(20)
   assert.not(runs())
 }
