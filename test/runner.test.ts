@@ -52,13 +52,6 @@ async function gone(pid: number): Promise<void> {
   assert.not(runs())
 }
 
-function fails(text: string, problem: RegExp, last = '0 passed, 1 failed'): void {
-  const outcome = run({ 'a.test.ts': text })
-  assert.is(outcome.status, 1, outcome.output)
-  assert.match(outcome.output, problem)
-  assert.is(outcome.last, last)
-}
-
 test('good files pass and are counted', () => {
   const two = `${head}const a = suite('a'), b = suite('b')
     a('x', () => {}); b('y', async () => {}); a.run(); b.run()\n`
@@ -67,68 +60,116 @@ test('good files pass and are counted', () => {
   assert.is(outcome.last, '3 passed, 0 failed')
 })
 
-test('a failing test', () => {
-  const text = `${good}test('bad', () => { throw new Error('ouch') })\ntest.run()\n`
-  fails(text, /1 of 2 failed[\s\S]*ouch/, '1 passed, 1 failed')
-})
-
-test('a forgotten test.run()', () => {
-  fails(good, /test\.run\(\) is missing/)
-  fails(`${good}if (Date.now() < 0) test.run()\n`, /no summary/)
-})
-
-test('one of two suites forgotten', () => {
-  const text = `${head}const a = suite('a'), b = suite('b')
-    a('x', () => {}); b('y', () => {}); test('z', () => {}); a.run(); test.run()\n`
-  fails(text, /b\.run\(\) is missing/, '2 passed, 1 failed')
-})
-
-test('a file without tests', () => {
-  fails('', /no summary/)
-  fails(`${head}test.run()\n`, /no tests ran/)
-})
-
-test('what uvu swallows: a throwing hook, and a thrown value that is no Error', () => {
-  fails(`${good}test.before(() => { throw new Error('hook') })\ntest.run()\n`, /1 of 1 failed/)
-  fails(`${head}test('x', () => { throw undefined })\ntest.run()\n`, /1 of 1 failed/)
-})
-
-test('skipped tests', () => {
-  fails(`${good}test.skip('x', () => {})\ntest.run()\n`, /1 skipped/, '1 passed, 1 failed')
-  fails(`${good}test.only('x', () => {})\ntest.run()\n`, /1 skipped/, '1 passed, 1 failed')
-})
-
-test('an endless test is ended, with the processes it started', async () => {
-  const dir = mkdtempSync(path.join(tmpdir(), 'dit-runner-'))
-  const pidFile = path.join(dir, 'pid')
-  const text = `// timeout: 8s\n${head}
+// Each of these files must fail, for the reason given, with so many tests counted as passed.
+const sleepPid = path.join(tmpdir(), `dit-runner-${process.pid}`)
+const bad: [file: string, text: string, passed: number, problem: string][] = [
+  [
+    'a failing test',
+    `${good}test('bad', () => { throw new Error('ouch') })\ntest.run()\n`,
+    1,
+    'exit status 1, 1 of 2 failed',
+  ],
+  ['a forgotten test.run()', good, 0, 'test.run() is missing'],
+  [
+    'a test.run() not reached',
+    `${good}if (Date.now() < 0) test.run()\n`,
+    0,
+    'no tests: no summary',
+  ],
+  [
+    'one of two suites forgotten',
+    `${head}const a = suite('a'), b = suite('b')
+    a('x', () => {}); b('y', () => {}); test('z', () => {}); a.run(); test.run()\n`,
+    2,
+    'b.run() is missing',
+  ],
+  [
+    'a late run()',
+    `${good}test.run()\nsetTimeout(() => { test('z', () => {}); test.run() }, 100)\n`,
+    1,
+    'run() was called after',
+  ],
+  ['an empty file', '', 0, 'no tests: no summary'],
+  ['a file without tests', `${head}test.run()\n`, 0, 'no tests ran'],
+  // uvu passes the next two.
+  [
+    'a throwing hook',
+    `${good}test.before(() => { throw new Error('hook') })\ntest.run()\n`,
+    0,
+    '1 of 1 failed',
+  ],
+  [
+    'a thrown value that is no Error',
+    `${head}test('x', () => { throw undefined })\ntest.run()\n`,
+    0,
+    '1 of 1 failed',
+  ],
+  ['a skipped test', `${good}test.skip('x', () => {})\ntest.run()\n`, 1, '1 skipped'],
+  ['test.only', `${good}test.only('x', () => {})\ntest.run()\n`, 1, '1 skipped'],
+  [
+    'an endless test with a child',
+    `// timeout: 5s\n${head}
     import { spawn } from 'node:child_process'
     import { writeFileSync } from 'node:fs'
     test('endless', () => {
-      writeFileSync('${pidFile}', String(spawn('sleep', ['600'], { stdio: 'inherit' }).pid))
+      writeFileSync('${sleepPid}', String(spawn('sleep', ['600'], { stdio: 'inherit' }).pid))
       for (;;) {}
     })
-    test.run()\n`
-  fails(text, /did not end within 8 s/)
-  const pid = Number(readFileSync(pidFile, 'utf8'))
-  rmSync(dir, { recursive: true })
-  await gone(pid)
-})
-
-test('a process that stays open after its tests', () => {
-  fails(
-    `// timeout: 8s\n${good}setInterval(() => {}, 1000)\ntest.run()\n`,
-    /within 8 s/,
-    '1 passed, 1 failed',
-  )
-})
-
-test('a test that ignores the signal to end', () => {
-  const text = `// timeout: 3s\n${head}
-    test('x', () => new Promise((resolve) => setInterval(() => {}, 1000)))
+    test.run()\n`,
+    0,
+    'did not end within 5 s',
+  ],
+  [
+    'a process that stays open after its tests',
+    `// timeout: 5s\n${good}setInterval(() => {}, 1000)\ntest.run()\n`,
+    1,
+    'did not end within 5 s',
+  ],
+  [
+    'a test that ignores the signal to end',
+    `// timeout: 3s\n${head}
+    test('x', () => new Promise(() => setInterval(() => {}, 1000)))
     process.on('SIGTERM', () => {})
-    test.run()\n`
-  fails(text, /within 3 s/)
+    test.run()\n`,
+    0,
+    'did not end within 3 s',
+  ],
+  [
+    'a crash',
+    `${head}test('x', () => { process.kill(process.pid, 'SIGSEGV') })\ntest.run()\n`,
+    0,
+    'killed by SIGSEGV',
+  ],
+  [
+    'an early exit in a test',
+    `${head}test('x', () => process.exit(0))\ntest.run()\n`,
+    0,
+    'exit status 1',
+  ],
+  ['an early exit', `${good}test.run()\nprocess.exit(0)\n`, 0, 'no tests: no summary'],
+  ['a file that does not compile', 'const = 1\n', 0, 'exit status 1'],
+  [
+    'a failure after the tests',
+    `${good}test.after(() => { Promise.reject(new Error('late')) })\ntest.run()\n`,
+    1,
+    'exit status 1',
+  ],
+]
+
+test('what must fail does', async () => {
+  const outcome = run(Object.fromEntries(bad.map(([file, text]) => [`${file}.test.ts`, text])))
+  assert.is(outcome.status, 1)
+  const passed = bad.reduce((sum, [, , passed]) => sum + passed, 0)
+  assert.is(outcome.last, `${passed} passed, ${bad.length} failed`, outcome.output)
+  const lines = outcome.output.split('\n').filter((line) => /^(ok|FAIL) /.test(line))
+  for (const [file, , passed, problem] of bad) {
+    const line = lines.find((line) => line.includes(`/${file}.test.ts: `)) ?? ''
+    assert.ok(line.startsWith(`FAIL ${String(passed).padStart(4)} `), `${file}: ${line}`)
+    assert.ok(line.includes(problem), `${file}: ${line}`)
+  }
+  assert.match(outcome.output, /ouch/)
+  await gone(Number(readFileSync(sleepPid, 'utf8')))
+  rmSync(sleepPid)
 })
 
 test('a runner that is ended takes along what it runs', async () => {
@@ -145,27 +186,6 @@ test('a runner that is ended takes along what it runs', async () => {
   assert.equal(await once(child, 'exit'), [130, null])
   await gone(Number(readFileSync(pidFile, 'utf8')))
   rmSync(dir, { recursive: true })
-})
-
-test('a crash', () => {
-  const text = `${head}test('x', () => { process.kill(process.pid, 'SIGSEGV') })\ntest.run()\n`
-  fails(text, /killed by SIGSEGV/)
-})
-
-test('an early exit', () => {
-  fails(`${head}test('x', () => process.exit(0))\ntest.run()\n`, /exit status 1/)
-  fails(`${good}test.run()\nprocess.exit(0)\n`, /no summary/)
-})
-
-test('a file that does not compile', () => {
-  fails('const = 1\n', /exit status 1/)
-})
-
-test('a failure outside the tests', () => {
-  const text = `${good}test.after(() => { Promise.reject(new Error('late')) })\ntest.run()\n`
-  const outcome = run({ 'a.test.ts': text })
-  assert.is(outcome.status, 1, outcome.output)
-  assert.match(outcome.output, /late/)
 })
 
 test('nothing to run', () => {
