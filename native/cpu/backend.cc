@@ -79,10 +79,21 @@ void CpuBackend::download(void* host, const Tensor& device) {
   });
 }
 
+void CpuBackend::zero(const Tensor& device) {
+  const auto clear = [](char* row, size_t, size_t bytes) { std::memset(row, 0, bytes); };
+  eachRow(device, clear);
+}
+
 std::unique_ptr<PreparedWeight> CpuBackend::prepareLinear(const LinearWeightArgs& args) {
   requirePrecision(args.precision);
   const Turn turn(threadsFor(static_cast<double>(args.values.count()), kLeastElements));
   return cpu::prepareLinear(onednn_, args);
+}
+
+std::unique_ptr<PreparedWeight> CpuBackend::prepareTrainedLinear(const TrainedLinearArgs& args) {
+  requirePrecision(args.values.dtype == DType::BF16 ? Precision::BF16 : Precision::F32);
+  const Turn turn(threadsFor(static_cast<double>(args.values.count()), kLeastElements));
+  return cpu::prepareTrainedLinear(onednn_, args);
 }
 
 std::unique_ptr<PreparedWeight> CpuBackend::prepareConv(const ConvWeightArgs& args) {
@@ -95,7 +106,7 @@ void CpuBackend::linear(const LinearArgs& args) {
   // Of one product: what is computed for a row does not depend on how many there are.
   const double m = static_cast<double>(args.x.shape[1]), k = static_cast<double>(args.x.shape[2]);
   const Turn turn(threadsFor(2 * m * k * static_cast<double>(args.y.shape[2]), kLeastOperations));
-  cpu::linear(onednn_, args);
+  cpu::linear(onednn_, kernels_, args);
 }
 
 void CpuBackend::conv2d(const Conv2dArgs& args) {
@@ -140,5 +151,40 @@ void CpuBackend::sampleMoments(const SampleMomentsArgs& args) {
   run(kernels_.sampleMoments, args, args.moments);
 }
 void CpuBackend::toRgb8(const ToRgb8Args& args) { run(kernels_.toRgb8, args, args.y); }
+
+void CpuBackend::linearBackward(const LinearBackwardArgs& args) {
+  const double rows = static_cast<double>(args.x.shape[0] * args.x.shape[1]);
+  const double k = static_cast<double>(args.x.shape[2]), n = static_cast<double>(args.dY.shape[2]);
+  const Turn turn(threadsFor(2 * rows * k * n, kLeastOperations));
+  cpu::linearBackward(onednn_, kernels_, args);
+}
+void CpuBackend::gateBackward(const GateBackwardArgs& args) {
+  run(kernels_.gateBackward, args, args.dY);
+}
+void CpuBackend::layerNormModulateBackward(const LayerNormModulateBackwardArgs& args) {
+  run(kernels_.layerNormModulateBackward, args, args.dX);
+}
+void CpuBackend::attentionBackward(const AttentionBackwardArgs& args) {
+  run(kernels_.attentionBackward, args, args.qkv);
+}
+void CpuBackend::siluBackward(const SiluBackwardArgs& args) {
+  run(kernels_.siluBackward, args, args.dX);
+}
+void CpuBackend::conditionEmbeddingBackward(const ConditionEmbeddingBackwardArgs& args) {
+  run(kernels_.conditionEmbeddingBackward, args, args.dY);
+}
+void CpuBackend::unpatchifyBackward(const UnpatchifyBackwardArgs& args) {
+  run(kernels_.unpatchifyBackward, args, args.dX);
+}
+void CpuBackend::drawLatents(const DrawLatentsArgs& args) {
+  run(kernels_.drawLatents, args, args.y);
+}
+void CpuBackend::qSample(const QSampleArgs& args) { run(kernels_.qSample, args, args.y); }
+void CpuBackend::loss(const LossArgs& args) { run(kernels_.loss, args, args.model); }
+void CpuBackend::squaredNorm(const SquaredNormArgs& args) {
+  run(kernels_.squaredNorm, args, args.x);
+}
+void CpuBackend::adamW(const AdamWArgs& args) { run(kernels_.adamW, args, args.param); }
+void CpuBackend::cast(const CastArgs& args) { run(kernels_.cast, args, args.y); }
 
 }  // namespace dit::cpu

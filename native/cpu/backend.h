@@ -25,8 +25,10 @@ class CpuBackend final : public Backend {
   void free(void* memory) override;
   void upload(const Tensor& device, const void* host) override;
   void download(void* host, const Tensor& device) override;
+  void zero(const Tensor& device) override;
 
   std::unique_ptr<PreparedWeight> prepareLinear(const LinearWeightArgs& args) override;
+  std::unique_ptr<PreparedWeight> prepareTrainedLinear(const TrainedLinearArgs& args) override;
   std::unique_ptr<PreparedWeight> prepareConv(const ConvWeightArgs& args) override;
 
   void linear(const LinearArgs& args) override;
@@ -47,6 +49,20 @@ class CpuBackend final : public Backend {
   void toChannelsFirst(const ToChannelsFirstArgs& args) override;
   void sampleMoments(const SampleMomentsArgs& args) override;
   void toRgb8(const ToRgb8Args& args) override;
+
+  void linearBackward(const LinearBackwardArgs& args) override;
+  void gateBackward(const GateBackwardArgs& args) override;
+  void layerNormModulateBackward(const LayerNormModulateBackwardArgs& args) override;
+  void attentionBackward(const AttentionBackwardArgs& args) override;
+  void siluBackward(const SiluBackwardArgs& args) override;
+  void conditionEmbeddingBackward(const ConditionEmbeddingBackwardArgs& args) override;
+  void unpatchifyBackward(const UnpatchifyBackwardArgs& args) override;
+  void drawLatents(const DrawLatentsArgs& args) override;
+  void qSample(const QSampleArgs& args) override;
+  void loss(const LossArgs& args) override;
+  void squaredNorm(const SquaredNormArgs& args) override;
+  void adamW(const AdamWArgs& args) override;
+  void cast(const CastArgs& args) override;
 
  private:
   // `largest`: the tensor that says how much work it is.

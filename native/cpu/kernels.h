@@ -6,6 +6,19 @@
 
 namespace dit::cpu {
 
+// y = gelu(kept), or residual + gate * kept: what follows the product where both are wanted.
+struct LinearFinishArgs {
+  Tensor kept;           // [R, M, N] act
+  RowVector gate = {};   // as in LinearArgs
+  Tensor residual = {};  // as in LinearArgs; absent: gelu
+  Tensor y;              // [R, M, N] act or F32
+};
+
+// x = gelu(pre), dX = dX * gelu'(pre), in place. [.., K], act.
+struct GeluBackwardArgs {
+  Tensor pre, x, dX;
+};
+
 // The kernels of our own, compiled once per instruction set (native/cpu/simd) and chosen at run
 // time. Arguments have been checked by Ops. They divide their work with native/cpu/parallel.h.
 struct Kernels {
@@ -26,6 +39,23 @@ struct Kernels {
   void (*toChannelsFirst)(const ToChannelsFirstArgs& args);
   void (*sampleMoments)(const SampleMomentsArgs& args);
   void (*toRgb8)(const ToRgb8Args& args);
+
+  void (*gateBackward)(const GateBackwardArgs& args);
+  void (*layerNormModulateBackward)(const LayerNormModulateBackwardArgs& args);
+  void (*attentionBackward)(const AttentionBackwardArgs& args);
+  void (*siluBackward)(const SiluBackwardArgs& args);
+  void (*conditionEmbeddingBackward)(const ConditionEmbeddingBackwardArgs& args);
+  void (*unpatchifyBackward)(const UnpatchifyBackwardArgs& args);
+  void (*drawLatents)(const DrawLatentsArgs& args);
+  void (*qSample)(const QSampleArgs& args);
+  void (*loss)(const LossArgs& args);
+  void (*squaredNorm)(const SquaredNormArgs& args);
+  void (*adamW)(const AdamWArgs& args);
+  void (*cast)(const CastArgs& args);
+
+  // The parts of linear and its backward beside the products.
+  void (*linearFinish)(const LinearFinishArgs& args);
+  void (*geluBackward)(const GeluBackwardArgs& args);
 };
 
 // The table for the best instruction set of this processor, or for the one that the environment

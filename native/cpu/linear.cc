@@ -46,7 +46,7 @@ std::unique_ptr<PreparedWeight> prepareLinear(OneDnn& onednn, const LinearWeight
   return weight;
 }
 
-void linear(OneDnn& onednn, const LinearArgs& args) {
+void linear(OneDnn& onednn, const Kernels&, const LinearArgs& args) {
   const auto* weight = dynamic_cast<const LinearWeight*>(args.weight);
   DIT_CHECK(weight != nullptr, ErrorCode::Internal,
             "linear: the weight was not made by prepareLinear of the CPU");
@@ -97,6 +97,14 @@ void linear(OneDnn& onednn, const LinearArgs& args) {
     onednn.run(shape, weight->packed, operands);
     if (copiesY) copyMatrix(out, dense);
   }
+}
+
+std::unique_ptr<PreparedWeight> prepareTrainedLinear(OneDnn&, const TrainedLinearArgs&) {
+  throw Error(ErrorCode::Internal, "prepareTrainedLinear: not built yet");
+}
+
+void linearBackward(OneDnn&, const Kernels&, const LinearBackwardArgs&) {
+  throw Error(ErrorCode::Internal, "linearBackward: not built yet");
 }
 
 }  // namespace dit::cpu

@@ -35,7 +35,12 @@ class NoBackend : public Backend {
   void free(void*) override {}
   void upload(const Tensor&, const void*) override {}
   void download(void*, const Tensor&) override {}
+  void zero(const Tensor&) override {}
   std::unique_ptr<PreparedWeight> prepareLinear(const LinearWeightArgs&) override {
+    calls++;
+    return nullptr;
+  }
+  std::unique_ptr<PreparedWeight> prepareTrainedLinear(const TrainedLinearArgs&) override {
     calls++;
     return nullptr;
   }
@@ -60,6 +65,19 @@ class NoBackend : public Backend {
   void toChannelsFirst(const ToChannelsFirstArgs&) override { calls++; }
   void sampleMoments(const SampleMomentsArgs&) override { calls++; }
   void toRgb8(const ToRgb8Args&) override { calls++; }
+  void linearBackward(const LinearBackwardArgs&) override { calls++; }
+  void gateBackward(const GateBackwardArgs&) override { calls++; }
+  void layerNormModulateBackward(const LayerNormModulateBackwardArgs&) override { calls++; }
+  void attentionBackward(const AttentionBackwardArgs&) override { calls++; }
+  void siluBackward(const SiluBackwardArgs&) override { calls++; }
+  void conditionEmbeddingBackward(const ConditionEmbeddingBackwardArgs&) override { calls++; }
+  void unpatchifyBackward(const UnpatchifyBackwardArgs&) override { calls++; }
+  void drawLatents(const DrawLatentsArgs&) override { calls++; }
+  void qSample(const QSampleArgs&) override { calls++; }
+  void loss(const LossArgs&) override { calls++; }
+  void squaredNorm(const SquaredNormArgs&) override { calls++; }
+  void adamW(const AdamWArgs&) override { calls++; }
+  void cast(const CastArgs&) override { calls++; }
 };
 
 class NoWeight : public PreparedWeight {

@@ -21,6 +21,11 @@ class ForwardingBackend : public Backend {
   void upload(const Tensor& device, const void* host) override { inner_->upload(device, host); }
   void download(void* host, const Tensor& device) override { inner_->download(host, device); }
 
+  void zero(const Tensor& device) override { inner_->zero(device); }
+
+  std::unique_ptr<PreparedWeight> prepareTrainedLinear(const TrainedLinearArgs& args) override {
+    return inner_->prepareTrainedLinear(args);
+  }
   std::unique_ptr<PreparedWeight> prepareLinear(const LinearWeightArgs& args) override {
     return inner_->prepareLinear(args);
   }
@@ -51,6 +56,28 @@ class ForwardingBackend : public Backend {
   void toChannelsFirst(const ToChannelsFirstArgs& args) override { inner_->toChannelsFirst(args); }
   void sampleMoments(const SampleMomentsArgs& args) override { inner_->sampleMoments(args); }
   void toRgb8(const ToRgb8Args& args) override { inner_->toRgb8(args); }
+
+  void linearBackward(const LinearBackwardArgs& args) override { inner_->linearBackward(args); }
+  void gateBackward(const GateBackwardArgs& args) override { inner_->gateBackward(args); }
+  void layerNormModulateBackward(const LayerNormModulateBackwardArgs& args) override {
+    inner_->layerNormModulateBackward(args);
+  }
+  void attentionBackward(const AttentionBackwardArgs& args) override {
+    inner_->attentionBackward(args);
+  }
+  void siluBackward(const SiluBackwardArgs& args) override { inner_->siluBackward(args); }
+  void conditionEmbeddingBackward(const ConditionEmbeddingBackwardArgs& args) override {
+    inner_->conditionEmbeddingBackward(args);
+  }
+  void unpatchifyBackward(const UnpatchifyBackwardArgs& args) override {
+    inner_->unpatchifyBackward(args);
+  }
+  void drawLatents(const DrawLatentsArgs& args) override { inner_->drawLatents(args); }
+  void qSample(const QSampleArgs& args) override { inner_->qSample(args); }
+  void loss(const LossArgs& args) override { inner_->loss(args); }
+  void squaredNorm(const SquaredNormArgs& args) override { inner_->squaredNorm(args); }
+  void adamW(const AdamWArgs& args) override { inner_->adamW(args); }
+  void cast(const CastArgs& args) override { inner_->cast(args); }
 
  protected:
   Backend& inner() { return *inner_; }

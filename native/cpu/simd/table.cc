@@ -21,6 +21,20 @@ void toChannelsLast(const ToChannelsLastArgs& args);
 void toChannelsFirst(const ToChannelsFirstArgs& args);
 void sampleMoments(const SampleMomentsArgs& args);
 void toRgb8(const ToRgb8Args& args);
+void gateBackward(const GateBackwardArgs& args);
+void layerNormModulateBackward(const LayerNormModulateBackwardArgs& args);
+void attentionBackward(const AttentionBackwardArgs& args);
+void siluBackward(const SiluBackwardArgs& args);
+void conditionEmbeddingBackward(const ConditionEmbeddingBackwardArgs& args);
+void unpatchifyBackward(const UnpatchifyBackwardArgs& args);
+void drawLatents(const DrawLatentsArgs& args);
+void qSample(const QSampleArgs& args);
+void loss(const LossArgs& args);
+void squaredNorm(const SquaredNormArgs& args);
+void adamW(const AdamWArgs& args);
+void cast(const CastArgs& args);
+void linearFinish(const LinearFinishArgs& args);
+void geluBackward(const GeluBackwardArgs& args);
 
 extern const Kernels kTable;
 const Kernels kTable = {
@@ -45,6 +59,20 @@ const Kernels kTable = {
     .toChannelsFirst = toChannelsFirst,
     .sampleMoments = sampleMoments,
     .toRgb8 = toRgb8,
+    .gateBackward = gateBackward,
+    .layerNormModulateBackward = layerNormModulateBackward,
+    .attentionBackward = attentionBackward,
+    .siluBackward = siluBackward,
+    .conditionEmbeddingBackward = conditionEmbeddingBackward,
+    .unpatchifyBackward = unpatchifyBackward,
+    .drawLatents = drawLatents,
+    .qSample = qSample,
+    .loss = loss,
+    .squaredNorm = squaredNorm,
+    .adamW = adamW,
+    .cast = cast,
+    .linearFinish = linearFinish,
+    .geluBackward = geluBackward,
 };
 
 }  // namespace dit::cpu::DIT_ISA
