@@ -71,12 +71,76 @@ export interface EncodeRequest {
   width: number
   images: Float32Array // [n, C, H, W] in [-1, 1]
   seeds: BigUint64Array | null // null: the posterior's mode
+  moments: boolean // the posterior itself: [n, 2 Cz, h, w], means then deviations, in the VAE's own scale
+}
+
+/** Makes the model trainable. Sampling and saving 'dit' use the EMA weights from then on. */
+export interface TrainerRequest {
+  seed: bigint
+  loss: 'hybrid' | 'mse'
+  labelDropout: number
+  beta1: number
+  beta2: number
+  eps: number
+  weightDecay: number
+  emaDecay: number
+  checkpointEvery: number // 0: keep all activations; k: replay k blocks at once
+  microBatch: number // 0: as many rows as fit
+  memoryLimit: number // bytes; 0: what is free
+  globalBatch: number
+  /** To continue: the parts of a checkpoint. */
+  state: {
+    step: number
+    model: TensorSource[]
+    ema: TensorSource[]
+    expAvg: TensorSource[]
+    expAvgSq: TensorSource[]
+  } | null
+}
+
+/** Forward and backward of some rows of a step. Failing, it forgets all rows of the step. */
+export interface AccumulateRequest {
+  n: number
+  x: Float32Array // [n, C, H, W]
+  deviation: Float32Array | null // [n, C, H, W]: trained on is (x + deviation z - shift) scale
+  scale: number
+  shift: number
+  labels: Int32Array // n
+  firstRow: number // of x in the global batch
+  globalBatch: number
+  timesteps: Int32Array | null // n; null: random
+  noise: Float32Array | null // [n, C, H, W]; null: random
+  drop: Uint8Array | null // n, 1: the null class; null: random
+}
+
+export interface ApplyRequest {
+  lr: number
+  clipNorm: number // 0: never
+  skipAbove: number // 0: never
+}
+
+export interface TrainerInfo {
+  microBatch: number
+  step: number
+  parameterBytes: number
+  activationBytes: number
+}
+
+export interface StepResult {
+  outcome: 'applied' | 'nonFinite' | 'spike'
+  step: number // applied so far, this one included
+  rows: number
+  loss: number
+  mse: number
+  vb: number
+  gradNorm: number
+  quartileLoss: Float64Array // 4; NaN without rows
 }
 
 export interface SaveRequest {
   path: string
   header: Uint8Array // length and JSON, as safetensors has them
-  part: 'dit' | 'vae'
+  part: 'dit' | 'vae' | 'model' | 'ema' | 'expAvg' | 'expAvgSq' // the last four: of a model in training
   tensors: {
     name: string
     rowBegin: number
@@ -108,6 +172,8 @@ export type JobEvent =
       channels: number
       floats: Float32Array | null
       shape: number[]
+      trainer: TrainerInfo | null
+      step: StepResult | null
       sampleSeconds: number
       decodeSeconds: number
     }
@@ -123,6 +189,9 @@ export class Model {
   decode(request: DecodeRequest): number
   encode(request: EncodeRequest): number
   save(request: SaveRequest): number
+  train(request: TrainerRequest): number // done: trainer
+  accumulate(request: AccumulateRequest): number
+  apply(request: ApplyRequest): number // done: step
   cancel(job: number): void // the job fails with ERR_DIT_ABORTED within a step
   close(): number // what is under way fails with ERR_DIT_CLOSED; memory is free when it is done
 }

@@ -9,6 +9,7 @@
 
 #include "model/diffusion.h"
 #include "model/dit.h"
+#include "model/trainer.h"
 #include "model/vae.h"
 #include "ops/backend.h"
 
@@ -66,11 +67,40 @@ struct EncodeRequest {
   int64_t n = 0, height = 0, width = 0;        // of the images
   std::vector<float> images;                   // [n, C, H, W] in [-1, 1]
   std::optional<std::vector<uint64_t>> seeds;  // n: sample the posterior; none: its mode
+  // The posterior itself instead: [n, 2 Cz, h, w], means then deviations, in the VAE's own scale.
+  bool moments = false;
+};
+
+// Makes the model trainable; replaces the trainer that there is. Sampling uses the EMA weights from
+// then on.
+struct TrainerRequest {
+  TrainerOptions options;
+  // To continue: the parts of a checkpoint, as Trainer::Part numbers them.
+  int64_t step = 0;
+  std::optional<std::array<std::vector<TensorSource>, 4>> state;
+};
+
+// TrainingRows with their data.
+struct AccumulateRequest {
+  int64_t n = 0;
+  std::vector<float> x, deviation;  // [n, C, H, W]; deviation may be empty
+  float scale = 1, shift = 0;
+  std::vector<int32_t> labels;  // n
+  int64_t firstRow = 0, globalBatch = 1;
+  std::vector<int32_t> timesteps;  // n or none
+  std::vector<float> noise;        // [n, C, H, W] or none
+  std::vector<uint8_t> drop;       // n or none
+};
+
+struct ApplyRequest {
+  ApplyOptions options;
 };
 
 struct SaveRequest {
   std::string path, header;
-  bool vae = false;  // whose tensors
+  // Whose tensors. Weights: those that sampling uses, so the EMA of a model in training.
+  enum class Part : uint8_t { Weights, Vae, Model, Ema, FirstMoment, SecondMoment };
+  Part part = Part::Weights;
   std::vector<SavedTensor> tensors;
 };
 
@@ -89,6 +119,9 @@ struct JobEvent {
   int64_t height = 0, width = 0, channels = 0;
   std::vector<float> floats;
   Shape shape;
+  // Done, of a trainer job and of an apply job.
+  std::optional<TrainerInfo> trainer;
+  std::optional<StepResult> step;
   // Failed.
   ErrorCode error = ErrorCode::Internal;
   std::string message;
@@ -111,6 +144,9 @@ class Runner {
   uint64_t decode(DecodeRequest request);
   uint64_t encode(EncodeRequest request);
   uint64_t save(SaveRequest request);
+  uint64_t train(TrainerRequest request);
+  uint64_t accumulate(AccumulateRequest request);
+  uint64_t apply(ApplyRequest request);
 
   // The job fails with Aborted within one step; no effect on a job that has ended.
   void cancel(uint64_t job);
