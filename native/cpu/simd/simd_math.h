@@ -70,6 +70,46 @@ DIT_INLINE Vec exp2(Vec x) {
   return scaleByPowerOf2(p * r + splat(1.0f), n);
 }
 
+// s = 1 / (1 + exp(-x)) and 1 - s, both without cancellation; kCoarse as above. At an infinity
+// they are 0 and 1, NaN stays.
+struct Sigmoid {
+  Vec s, complement;
+};
+
+template <bool kCoarse>
+DIT_INLINE Sigmoid sigmoid(Vec x) {
+  Vec e, s;
+  if constexpr (kCoarse) {
+    e = exp2<true>(x * splat(-1.44269504088896341f));
+  } else {
+    e = exp(-x);
+  }
+#ifdef __AVX512F__
+  s = kCoarse ? Vec(_mm512_maskz_rcp14_ps(0xffff, e + splat(1.0f))) : splat(1.0f) / (e + 1.0f);
+#else
+  s = splat(1.0f) / (e + 1.0f);
+#endif
+  // e may be infinite, s near 1.
+  return {s, e < splat(1.0f) ? s * e : splat(1.0f) - s};
+}
+
+// gelu(x) = x / 2 (1 + tanh(u)) = x sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3), and its
+// derivative, s + x s (1 - s) 2 u'. kCoarse as above. Beyond 32 either way they are x or 0, 1 or 0.
+struct Gelu {
+  Vec value, derivative;
+};
+
+template <bool kCoarse>
+DIT_INLINE Gelu gelu(Vec x) {
+  constexpr float kTwoRoot = 1.59576912160573f;  // 2 sqrt(2 / pi)
+  // Within limits, for infinity times 0 is NaN. NaN passes, as the second operand.
+  const Vec v = minimum(splat(32.0f), maximum(splat(-32.0f), x));
+  const Vec square = v * v;
+  const Sigmoid at = sigmoid<kCoarse>(v * (square * (kTwoRoot * 0.044715f) + kTwoRoot));
+  const Vec slope = square * (3 * kTwoRoot * 0.044715f) + kTwoRoot;
+  return {x * at.s, at.s * (v * at.complement * slope + 1.0f)};
+}
+
 // x / (1 + exp(-x)); kCoarse as above.
 template <bool kCoarse>
 DIT_INLINE Vec silu(Vec x) {
