@@ -1,0 +1,41 @@
+#include "model/loaded_model.h"
+
+#include <utility>
+
+namespace dit {
+
+LoadedModel::LoadedModel(ModelSpec given, const LoadProgress& progress,
+                         const Checkpoint& checkpoint)
+    : spec(std::move(given)), ops(openBackend(spec.backend)) {
+  DIT_CHECK(spec.maxLanes >= 1 && spec.maxLanes <= 4096, ErrorCode::Option,
+            "maxBatch: expected 1 to 4096, got ", spec.maxLanes);
+  DIT_CHECK(ops.backend().supports(spec.precision), ErrorCode::Device,
+            "precision: ", ops.backend().name(), " has no ", precisionName(spec.precision),
+            " here");
+  ditWeights = spec.ditTensors.empty() ? initialWeights(ditParams(spec.dit), spec.initSeed)
+                                       : openWeightFiles(spec.ditTensors);
+  if (spec.vae) vaeWeights = openWeightFiles(spec.vaeTensors);
+  dit.emplace(ops, spec.dit, *ditWeights, spec.precision, 2 * spec.maxLanes, progress);
+  if (spec.vae)
+    vae.emplace(ops, *spec.vae, *vaeWeights, spec.precision,
+                [&](int64_t, int64_t) { checkpoint(); });
+  sampler.emplace(ops, *dit, vae ? &*vae : nullptr, spec.maxLanes, spec.schedule.steps);
+}
+
+ModelInfo LoadedModel::info() {
+  ModelInfo info;
+  info.device = ops.backend().name();
+  info.precision = spec.precision;
+  info.weightBytes = dit->weightBytes();
+  info.vaeBytes = vae ? vae->bytes() : 0;
+  info.activationBytes = dit->activationBytes() + sampler->bytes();
+  return info;
+}
+
+Vae& LoadedModel::needVae(const char* what) {
+  DIT_CHECK(vae, ErrorCode::Option, what,
+            ": this model has no VAE; give one with the option `vae` when it is loaded");
+  return *vae;
+}
+
+}  // namespace dit

@@ -1,0 +1,24 @@
+#pragma once
+
+#include <vector>
+
+#include "model/loaded_model.h"
+#include "model/runner.h"
+
+// The jobs that run alone, between rounds of sampling: each is a function of the loaded model that
+// returns what its Done event carries. `checkpoint` throws when nobody wants the job any more.
+
+namespace dit {
+
+JobEvent runJob(LoadedModel& model, const DenoiseRequest& request, const Checkpoint& checkpoint);
+JobEvent runJob(LoadedModel& model, const DecodeRequest& request, const Checkpoint& checkpoint);
+JobEvent runJob(LoadedModel& model, const EncodeRequest& request, const Checkpoint& checkpoint);
+JobEvent runJob(LoadedModel& model, const SaveRequest& request);
+
+// ---- what requests have in common
+
+void checkCount(const char* name, size_t got, int64_t expected);
+// The vector of label number i, [hidden].
+void checkVector(const DitConfig& config, const std::vector<std::vector<float>>& vectors, size_t i);
+
+}  // namespace dit

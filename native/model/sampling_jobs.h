@@ -1,0 +1,62 @@
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <vector>
+
+#include "model/jobs.h"
+#include "model/loaded_model.h"
+
+namespace dit {
+
+// The sample jobs under way, which share the rounds of the model's sampler. All of it happens on
+// the model's thread.
+class SamplingJobs {
+ public:
+  SamplingJobs(JobQueue& queue, LoadedModel& model) : queue_(queue), model_(model) {}
+
+  // Lets a job, whose request is a SampleRequest, join; throws when it asks for the impossible.
+  void join(std::shared_ptr<Job> job);
+  bool empty() const { return active_.empty(); }
+  // Gives free lanes to waiting images, does one round and finishes the images that are ready.
+  void advance();
+
+ private:
+  // One image of a job.
+  struct Image {
+    int64_t lane = -1;  // -1: waiting or done
+    int64_t steps = 0;
+    bool started = false, done = false;
+  };
+
+  struct Active {
+    std::shared_ptr<Job> job;
+    std::shared_ptr<const Plan> plan;
+    std::vector<Image> images;
+    int64_t steps = 0;  // done so far, of all images
+    JobEvent result;
+    double startedAt = 0;
+
+    const SampleRequest& request() const { return std::get<SampleRequest>(job->request); }
+    bool ready() const;
+  };
+
+  std::vector<Active*> all() const;
+  void dropCancelled();
+  void fillLanes();
+  LaneSpec laneSpec(const Active& active, int64_t i) const;
+  void report(Active& active);
+  void preview(const Active& active, int64_t i);
+  void finishImage(Active& active, int64_t i);
+  // Runs `work` for a job; the job leaves, and its lanes with it, when that fails or when all its
+  // images are done.
+  template <typename Work>
+  void guarded(Active& active, const Work& work);
+
+  JobQueue& queue_;
+  LoadedModel& model_;
+  std::deque<std::unique_ptr<Active>> active_;
+};
+
+}  // namespace dit
