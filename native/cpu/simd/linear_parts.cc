@@ -2,6 +2,7 @@
 // gateBackward, one pass over memory each.
 #include "cpu/kernels.h"
 #include "cpu/simd/chunks.h"
+#include "cpu/simd/row_vector.h"
 #include "cpu/simd/simd_math.h"
 #include "cpu/simd/token_sums.h"
 #include "ops/ops.h"
@@ -9,10 +10,6 @@
 namespace dit::cpu::DIT_ISA {
 
 namespace {
-
-const float* gateOf(const RowVector& gate, int64_t row) {
-  return gate.table.as<float>() + gate.index.as<int32_t>()[row] * gate.table.rowStride;
-}
 
 template <typename In, typename Out>
 void finishWithGelu(const LinearFinishArgs& args) {
@@ -34,7 +31,7 @@ void finishWithResidual(const LinearFinishArgs& args) {
     const In* kept = args.kept.as<In>() + token * n;
     const Residual* residual =
         args.residual.as<Residual>() + (shared ? token % m : token) * args.residual.rowStride;
-    const float* gate = args.gate.table ? gateOf(args.gate, token / m) : nullptr;
+    const float* gate = args.gate.table ? vectorOf(args.gate, token / m) : nullptr;
     Out* y = args.y.as<Out>() + token * args.y.rowStride;
     forLanes(n, [&](int64_t i, auto lanes) {
       Vec branch = load(kept + i, lanes);
@@ -68,7 +65,7 @@ void runGateBackward(const GateBackwardArgs& args) {
   float* sums =
       static_cast<float*>(scratch(static_cast<size_t>(blocks.count() * n) * sizeof(*sums)));
   blocks.forEach([&](int64_t block, int64_t row, int64_t first, int64_t count) {
-    const float *dY = args.dY.as<float>() + first * n, *gate = gateOf(args.gate, row);
+    const float *dY = args.dY.as<float>() + first * n, *gate = vectorOf(args.gate, row);
     const Act* branch = args.branch.as<Act>() + first * n;
     Act* dBranch = args.dBranch.as<Act>() + first * n;
     float* own = sums + block * n;

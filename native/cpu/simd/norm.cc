@@ -8,7 +8,7 @@
 #include <cmath>
 
 #include "cpu/parallel.h"
-#include "cpu/simd/vec.h"
+#include "cpu/simd/row_vector.h"
 #include "ops/ops.h"
 
 namespace dit::cpu::DIT_ISA {
@@ -48,12 +48,9 @@ template <typename In, typename Out>
 void run(const LayerNormModulateArgs& args) {
   const int64_t rows = args.x.shape[0], tokens = args.x.shape[1], c = args.x.shape[2];
   const int64_t groups = (tokens + kTokens - 1) / kTokens;  // of a row
-  auto vector = [](const RowVector& v, int64_t row) {
-    return v.table.as<float>() + v.index.as<int32_t>()[row] * v.table.rowStride;
-  };
   parallelFor(rows * groups, [&](int64_t group) {
     const int64_t row = group / groups, first = group % groups * kTokens;
-    const float *shift = vector(args.shift, row), *scale = vector(args.scale, row);
+    const float *shift = vectorOf(args.shift, row), *scale = vectorOf(args.scale, row);
     const In* x = args.x.as<In>() + (row * tokens + first) * c;
     Out* y = args.y.as<Out>() + (row * tokens + first) * c;
     if (first + kTokens <= tokens) {
