@@ -92,8 +92,7 @@ std::unique_ptr<PreparedWeight> CpuBackend::prepareLinear(const LinearWeightArgs
 
 std::unique_ptr<PreparedWeight> CpuBackend::prepareTrainedLinear(const TrainedLinearArgs& args) {
   requirePrecision(args.values.dtype == DType::BF16 ? Precision::BF16 : Precision::F32);
-  const Turn turn(threadsFor(static_cast<double>(args.values.count()), kLeastElements));
-  return cpu::prepareTrainedLinear(onednn_, args);
+  return cpu::prepareTrainedLinear(args);
 }
 
 std::unique_ptr<PreparedWeight> CpuBackend::prepareConv(const ConvWeightArgs& args) {
@@ -103,8 +102,10 @@ std::unique_ptr<PreparedWeight> CpuBackend::prepareConv(const ConvWeightArgs& ar
 }
 
 void CpuBackend::linear(const LinearArgs& args) {
-  // Of one product: what is computed for a row does not depend on how many there are.
-  const double m = static_cast<double>(args.x.shape[1]), k = static_cast<double>(args.x.shape[2]);
+  // Of one product: with a prepared weight, what is computed for a row does not depend on how many
+  // there are.
+  const double m = static_cast<double>(rowsOfProduct(args));
+  const double k = static_cast<double>(args.x.shape[2]);
   const Turn turn(threadsFor(2 * m * k * static_cast<double>(args.y.shape[2]), kLeastOperations));
   cpu::linear(onednn_, kernels_, args);
 }

@@ -19,6 +19,12 @@ struct GeluBackwardArgs {
   Tensor pre, x, dX;
 };
 
+// sums[n] += sum of x over m.
+struct ColumnSumsArgs {
+  Tensor x;     // [M, N] act
+  Tensor sums;  // [N] F32
+};
+
 // The kernels of our own, compiled once per instruction set (native/cpu/simd) and chosen at run
 // time. Arguments have been checked by Ops. They divide their work with native/cpu/parallel.h.
 struct Kernels {
@@ -56,6 +62,7 @@ struct Kernels {
   // The parts of linear and its backward beside the products.
   void (*linearFinish)(const LinearFinishArgs& args);
   void (*geluBackward)(const GeluBackwardArgs& args);
+  void (*columnSums)(const ColumnSumsArgs& args);
 };
 
 // The table for the best instruction set of this processor, or for the one that the environment

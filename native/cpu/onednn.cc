@@ -20,6 +20,8 @@ using dnnl::memory;
 using dnnl::post_ops;
 using dnnl::primitive_attr;
 using Convolution = dnnl::convolution_forward;
+using InnerProduct = dnnl::inner_product_forward;
+using WeightGradient = dnnl::inner_product_backward_weights;
 
 memory::data_type dataType(DType type) {
   switch (type) {
@@ -41,6 +43,11 @@ std::string describe(const ConvShape& s) {
                         " x ", s.ci, " to ", s.co, " channels in ", dtypeName(s.type));
 }
 
+std::string describe(const WeightGradientShape& s) {
+  return detail::concat("the gradient of a weight of ", s.n, " x ", s.k, " from ", s.m, " rows in ",
+                        dtypeName(s.type));
+}
+
 // Runs fn; an exception of oneDNN becomes an Error that names the operation.
 template <typename Shape, typename Fn>
 auto translated(const Shape& shape, Fn&& fn) {
@@ -58,7 +65,7 @@ auto translated(const Shape& shape, Fn&& fn) {
 struct Primitive {
   dnnl::primitive primitive;
   memory::desc weights;
-  memory x, y, bias, gate, addend, scratchpad;
+  memory x, y, bias, gate, addend, scratchpad, dW;
   std::unordered_map<int, memory> arguments;
   size_t scratchBytes = 0;
   // The addend is what y holds, but the primitive can only add another tensor: so it gets a copy.
@@ -100,7 +107,7 @@ PackedWeight::PackedWeight(PackedWeight&&) noexcept = default;
 PackedWeight& PackedWeight::operator=(PackedWeight&&) noexcept = default;
 PackedWeight::~PackedWeight() = default;
 
-size_t PackedWeight::bytes() const { return impl_->layout.get_size(); }
+size_t PackedWeight::bytes() const { return impl_ ? impl_->layout.get_size() : 0; }
 
 struct OneDnn::Impl {
   template <typename Shape>
@@ -110,11 +117,13 @@ struct OneDnn::Impl {
   dnnl::stream stream{engine};
   Cache<ProductShape> products;
   Cache<ConvShape> convolutions;
+  Cache<WeightGradientShape> weightGradients;
   Block scratch;  // oneDNN's own, of one primitive at a time
   Block stored;   // copies of y for primitives that copy it
 
   Cache<ProductShape>& cache(const ProductShape&) { return products; }
   Cache<ConvShape>& cache(const ConvShape&) { return convolutions; }
+  Cache<WeightGradientShape>& cache(const WeightGradientShape&) { return weightGradients; }
 
   memory unbound(const memory::desc& desc) { return {desc, engine, DNNL_MEMORY_NONE}; }
 
@@ -131,16 +140,18 @@ struct OneDnn::Impl {
   Primitive bind(const Desc& desc) {
     Primitive p;
     p.weights = desc.weights_desc();
-    p.x = unbound(desc.src_desc());
-    p.y = unbound(desc.dst_desc());
-    p.bias = unbound(desc.bias_desc());
-    p.scratchpad = unbound(desc.scratchpad_desc());
-    p.scratchBytes = desc.scratchpad_desc().get_size();
-    p.arguments = {{DNNL_ARG_SRC, p.x},
-                   {DNNL_ARG_DST, p.y},
-                   {DNNL_ARG_BIAS, p.bias},
-                   {DNNL_ARG_SCRATCHPAD, p.scratchpad}};
+    p.arguments[DNNL_ARG_SRC] = p.x = unbound(desc.src_desc());
+    p.arguments[DNNL_ARG_DST] = p.y = unbound(desc.dst_desc());
+    const memory::desc bias = desc.bias_desc();
+    if (bias.get_size() > 0) p.arguments[DNNL_ARG_BIAS] = p.bias = unbound(bias);
+    bindScratchpad(p, desc);
     return p;
+  }
+
+  template <typename Desc>
+  void bindScratchpad(Primitive& p, const Desc& desc) {
+    p.arguments[DNNL_ARG_SCRATCHPAD] = p.scratchpad = unbound(desc.scratchpad_desc());
+    p.scratchBytes = desc.scratchpad_desc().get_size();
   }
 
   // The addend as oneDNN's `sum` where it is what y holds, unless `copiesStored`. A product that
@@ -149,9 +160,9 @@ struct OneDnn::Impl {
     const auto dense = memory::format_tag::ab;
     const memory::desc x({s.m, s.k}, dataType(s.type), dense);
     const memory::desc w({s.k, s.n}, dataType(s.type), memory::format_tag::any);
-    const memory::desc bias({1, s.n}, memory::data_type::f32, dense);
+    const memory::desc gate({1, s.n}, memory::data_type::f32, dense);
+    const memory::desc bias = s.bias ? gate : memory::desc();
     const memory::desc y({s.m, s.n}, dataType(s.output), dense);
-    const memory::desc gate = bias;
     const DType addendType = s.addend == Addend::Stored ? s.output
                              : s.addend == Addend::F32  ? DType::F32
                                                         : DType::BF16;
@@ -221,6 +232,33 @@ struct OneDnn::Impl {
     return p;
   }
 
+  // Of oneDNN's ways to this product, the gradient of an inner product is the one that needs no
+  // transposed copy of dY and no packed copy of x. The dense layout of dW is not always its first
+  // choice, but it is the fastest.
+  Primitive make(const WeightGradientShape& s) {
+    const auto type = dataType(s.type);
+    const auto dense = memory::format_tag::ab;
+    const memory::desc x({s.m, s.k}, type, dense), dY({s.m, s.n}, type, dense);
+    const memory::desc w({s.n, s.k}, type, memory::format_tag::any);
+    const memory::desc dW({s.n, s.k}, memory::data_type::f32, dense);
+    const auto kind = dnnl::prop_kind::forward_training;
+    const primitive_attr attr = attributes({});
+#if DNNL_VERSION_MAJOR >= 3
+    const InnerProduct::primitive_desc forward(engine, kind, x, w, dY);
+    const WeightGradient::primitive_desc desc(engine, x, dW, dY, forward, attr);
+#else
+    const InnerProduct::primitive_desc forward({kind, x, w, dY}, engine);
+    const WeightGradient::primitive_desc desc({x, dW, dY}, attr, engine, forward);
+#endif
+    Primitive p;
+    p.primitive = WeightGradient(desc);
+    p.arguments[DNNL_ARG_SRC] = p.x = unbound(x);
+    p.arguments[DNNL_ARG_DIFF_DST] = p.y = unbound(dY);
+    p.arguments[DNNL_ARG_DIFF_WEIGHTS] = p.dW = unbound(dW);
+    bindScratchpad(p, desc);
+    return p;
+  }
+
   template <typename Shape>
   Primitive& find(const Shape& shape) {
     Cache<Shape>& known = cache(shape);
@@ -243,12 +281,23 @@ struct OneDnn::Impl {
     stream.wait();
   }
 
+  // Into the weight's own memory, where it has some in the right layout.
   template <typename Shape>
-  std::unique_ptr<PackedWeight::Impl> pack(const Shape& shape, const memory::desc& given,
-                                           const void* values) {
-    auto weight = allocate(find(shape).weights);
+  void pack(const Shape& shape, const memory::desc& given, const void* values,
+            std::unique_ptr<PackedWeight::Impl>& weight) {
+    const memory::desc& layout = find(shape).weights;
+    if (!weight || weight->layout != layout) weight = allocate(layout);
     rewrite(memory(given, engine, const_cast<void*>(values)), weight->values);
-    return weight;
+  }
+
+  void point(memory& argument, const void* data) {
+    if (argument) argument.set_data_handle(const_cast<void*>(data));
+  }
+
+  void execute(Primitive& p) {
+    if (p.scratchBytes > 0) point(p.scratchpad, atLeast(scratch, p.scratchBytes));
+    p.primitive.execute(stream, p.arguments);
+    stream.wait();
   }
 
   template <typename Shape>
@@ -265,18 +314,21 @@ struct OneDnn::Impl {
       const size_t bytes = p.y.get_desc().get_size();
       addend = std::memcpy(atLeast(stored, bytes), operands.y, bytes);
     }
-    const auto point = [](memory& argument, const void* data) {
-      if (argument) argument.set_data_handle(const_cast<void*>(data));
-    };
     point(p.x, operands.x);
     point(p.y, operands.y);
     point(p.bias, operands.bias);
     point(p.gate, operands.gate);
     point(p.addend, addend);
-    if (p.scratchBytes > 0) point(p.scratchpad, atLeast(scratch, p.scratchBytes));
     p.arguments[DNNL_ARG_WEIGHTS] = weight->values;
-    p.primitive.execute(stream, p.arguments);
-    stream.wait();
+    execute(p);
+  }
+
+  void run(const WeightGradientShape& shape, const void* dY, const void* x, float* dW) {
+    Primitive& p = find(shape);
+    point(p.y, dY);
+    point(p.x, x);
+    point(p.dW, dW);
+    execute(p);
   }
 };
 
@@ -293,7 +345,7 @@ PackedWeight OneDnn::pack(const ProductShape& shape, const void* values, DType t
   return translated(shape, [&] {
     const memory::desc given({shape.k, shape.n}, dataType(type), memory::format_tag::ba);
     PackedWeight weight;
-    weight.impl_ = impl_->pack(shape, given, values);
+    impl_->pack(shape, given, values, weight.impl_);
     return weight;
   });
 }
@@ -303,8 +355,17 @@ PackedWeight OneDnn::pack(const ConvShape& shape, const void* values, DType type
     const memory::desc given({shape.co, shape.ci, shape.kh, shape.kw}, dataType(type),
                              memory::format_tag::oihw);
     PackedWeight weight;
-    weight.impl_ = impl_->pack(shape, given, values);
+    impl_->pack(shape, given, values, weight.impl_);
     return weight;
+  });
+}
+
+void OneDnn::repack(const ProductShape& shape, PackedWeight& weight, const void* values,
+                    bool transposed) {
+  translated(shape, [&] {
+    const auto layout = transposed ? memory::format_tag::ab : memory::format_tag::ba;
+    const memory::desc given({shape.k, shape.n}, dataType(shape.type), layout);
+    impl_->pack(shape, given, values, weight.impl_);
   });
 }
 
@@ -314,6 +375,10 @@ void OneDnn::run(const ProductShape& shape, PackedWeight& weight, const Operands
 
 void OneDnn::run(const ConvShape& shape, PackedWeight& weight, const Operands& operands) {
   translated(shape, [&] { impl_->run(shape, weight.impl_, operands); });
+}
+
+void OneDnn::run(const WeightGradientShape& shape, const void* dY, const void* x, float* dW) {
+  translated(shape, [&] { impl_->run(shape, dY, x, dW); });
 }
 
 }  // namespace dit::cpu

@@ -25,11 +25,20 @@ struct ProductShape {
   int64_t m, n, k;
   DType type;    // of x and W: F32 or BF16
   DType output;  // F32 or BF16
+  bool bias = true;
   bool gelu = false;
   bool gate = false;
   Addend addend = Addend::None;
 
   auto operator<=>(const ProductShape&) const = default;
+};
+
+// dW = dY^T x: dY [m, n], x [m, k], dW [n, k] F32, all dense.
+struct WeightGradientShape {
+  int64_t m, n, k;
+  DType type;  // of dY and x: F32 or BF16
+
+  auto operator<=>(const WeightGradientShape&) const = default;
 };
 
 // y = convolution of one image plus bias [co] plus the addend (None or Stored): x [height, width,
@@ -66,6 +75,7 @@ class PackedWeight {
   PackedWeight& operator=(PackedWeight&&) noexcept;
   ~PackedWeight();
 
+  // 0 before anything is packed.
   size_t bytes() const;
 
  private:
@@ -88,9 +98,13 @@ class OneDnn {
   // values: W, dense, F32 or BF16, in host memory.
   PackedWeight pack(const ProductShape& shape, const void* values, DType type);
   PackedWeight pack(const ConvShape& shape, const void* values, DType type);
+  // values: W [n, k], or where `transposed` W^T [k, n], of the shape's type. Takes the memory that
+  // the weight has already.
+  void repack(const ProductShape& shape, PackedWeight& weight, const void* values, bool transposed);
 
   void run(const ProductShape& shape, PackedWeight& weight, const Operands& operands);
   void run(const ConvShape& shape, PackedWeight& weight, const Operands& operands);
+  void run(const WeightGradientShape& shape, const void* dY, const void* x, float* dW);
 
  private:
   std::unique_ptr<Impl> impl_;

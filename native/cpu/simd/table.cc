@@ -35,6 +35,7 @@ void adamW(const AdamWArgs& args);
 void cast(const CastArgs& args);
 void linearFinish(const LinearFinishArgs& args);
 void geluBackward(const GeluBackwardArgs& args);
+void columnSums(const ColumnSumsArgs& args);
 
 extern const Kernels kTable;
 const Kernels kTable = {
@@ -73,6 +74,7 @@ const Kernels kTable = {
     .cast = cast,
     .linearFinish = linearFinish,
     .geluBackward = geluBackward,
+    .columnSums = columnSums,
 };
 
 }  // namespace dit::cpu::DIT_ISA
