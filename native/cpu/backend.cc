@@ -172,6 +172,12 @@ void CpuBackend::siluBackward(const SiluBackwardArgs& args) {
   run(kernels_.siluBackward, args, args.dX);
 }
 void CpuBackend::conditionEmbeddingBackward(const ConditionEmbeddingBackwardArgs& args) {
+  const int64_t rows = args.dTable.shape[0];
+  for (int64_t e = 0; e < args.label.count(); e++) {
+    const int32_t label = args.label.as<int32_t>()[e];
+    DIT_CHECK(label >= 0 && label < rows, ErrorCode::Shape, "conditionEmbeddingBackward: label ", e,
+              " must be 0 to ", rows - 1, ", got ", label);
+  }
   run(kernels_.conditionEmbeddingBackward, args, args.dY);
 }
 void CpuBackend::unpatchifyBackward(const UnpatchifyBackwardArgs& args) {
