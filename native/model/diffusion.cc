@@ -154,6 +154,19 @@ Schedule makeSchedule(const std::vector<double>& betas, const std::vector<int64_
   return s;
 }
 
+LossStep makeLossStep(const Schedule& s, int64_t t) {
+  DIT_CHECK(s.size() > 1, ErrorCode::Option, "schedule: training needs at least 2 steps, got ",
+            s.size());
+  DIT_CHECK(t >= 0 && t < s.size(), ErrorCode::Option, "t: expected 0 to ", s.size() - 1, ", got ",
+            t);
+  LossStep step{};
+  step.meanFromEps = static_cast<float>(s.posteriorMeanCoef1[t] * s.sqrtRecipm1AlphasCumprod[t]);
+  step.logVarianceMin = static_cast<float>(s.posteriorLogVarianceClipped[t]);
+  step.logVarianceMax = static_cast<float>(std::log(s.betas[t]));
+  step.decoder = t == 0;
+  return step;
+}
+
 namespace {
 
 // What all samplers share: x0 from the predicted noise, and the noise that belongs to the clamped

@@ -45,6 +45,12 @@ std::vector<int64_t> spaceTimesteps(int64_t steps, const std::string& spacing);
 // The schedule that visits only `timesteps` of `betas`, with the same abar at each.
 Schedule makeSchedule(const std::vector<double>& betas, const std::vector<int64_t>& timesteps);
 
+// What the training loss of a row at timestep t needs (training.h). Throws Option for a schedule of
+// one step, which has no posterior variance.
+//   meanFromEps     posteriorMeanCoef1 * sqrtRecipm1AlphasCumprod: x0 = .. - sqrtRecipm1 eps
+//   logVarianceMin  that of the posterior;  logVarianceMax  log beta_t
+LossStep makeLossStep(const Schedule& schedule, int64_t t);
+
 enum class SamplerKind : uint8_t { Ddpm, Ddim, DpmSolver };
 
 struct PlanOptions {

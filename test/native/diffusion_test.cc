@@ -191,5 +191,35 @@ DIT_CASE("diffusion/one-step") {
       makePlan({}, {.sampler = SamplerKind::Ddpm, .spacing = "1", .learnedVariance = true}));
 }
 
+// The posterior's mean is (x_t - beta / sqrt(1 - abar) eps) / sqrt(1 - beta) (Ho et al. 2020,
+// equation 11), its variance between beta and (1 - abar of before) / (1 - abar) beta.
+DIT_CASE("diffusion/loss-step") {
+  for (const BetaSchedule kind : {BetaSchedule::Linear, BetaSchedule::Cosine}) {
+    const std::vector<double> betas = makeBetas({.kind = kind});
+    const Schedule s = makeSchedule(betas, spaceTimesteps(1000, "1000"));
+    const auto near = [](float got, double want) {
+      return std::abs(got - want) <= 1e-7 * std::abs(want);
+    };
+    double abar = 1, before = 1, lowest = 0;
+    for (int64_t t = 0; t < 1000; t++) {
+      before = abar;
+      abar *= 1 - betas[t];
+      const LossStep step = makeLossStep(s, t);
+      EXPECT(near(step.meanFromEps, betas[t] / std::sqrt((1 - betas[t]) * (1 - abar))), t);
+      EXPECT(near(step.logVarianceMax, std::log(betas[t])), t);
+      if (t == 0) {
+        lowest = step.logVarianceMin;
+      } else {
+        EXPECT(near(step.logVarianceMin, std::log(betas[t] * (1 - before) / (1 - abar))), t);
+      }
+      if (t == 1) EXPECT(step.logVarianceMin == lowest);
+      EXPECT(step.decoder == (t == 0 ? 1 : 0), t);
+    }
+    EXPECT_ERROR(Option, makeLossStep(s, -1));
+    EXPECT_ERROR(Option, makeLossStep(s, 1000));
+  }
+  EXPECT_ERROR(Option, makeLossStep(makeSchedule(makeBetas({}), {0}), 0));
+}
+
 }  // namespace
 }  // namespace dit::test
