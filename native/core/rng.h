@@ -35,7 +35,15 @@ DIT_HOST_DEVICE inline Philox4 philox(uint64_t key, Philox4 counter) {
 }
 
 // What a random number is for: a part of the counter, so that no two uses share numbers.
-enum class NoiseStream : uint32_t { Latent = 0, Step = 1, Moments = 2, Init = 3 };
+enum class NoiseStream : uint32_t {
+  Latent = 0,
+  Step = 1,
+  Moments = 2,
+  Init = 3,
+  Training = 4,      // the noise that a training step adds
+  TrainingRow = 5,   // its timesteps and dropped labels
+  TrainingStep = 6,  // the key of a training step
+};
 
 // A uniform number in (0, 1): an odd multiple of 2^-25, so never 0 and never 1.
 DIT_HOST_DEVICE inline float uniformOpen(uint32_t bits) {

@@ -67,6 +67,8 @@ void* CpuBackend::allocate(size_t bytes) {
 
 void CpuBackend::free(void* memory) { blocks_.erase(memory); }
 
+size_t CpuBackend::freeBytes() const { return availableMemory(); }
+
 void CpuBackend::upload(const Tensor& device, const void* host) {
   eachRow(device, [&](char* row, size_t offset, size_t bytes) {
     std::memcpy(row, static_cast<const char*>(host) + offset, bytes);

@@ -23,6 +23,7 @@ class CpuBackend final : public Backend {
 
   void* allocate(size_t bytes) override;
   void free(void* memory) override;
+  size_t freeBytes() const override;
   void upload(const Tensor& device, const void* host) override;
   void download(void* host, const Tensor& device) override;
   void zero(const Tensor& device) override;

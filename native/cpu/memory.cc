@@ -2,7 +2,10 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <fstream>
+#include <string>
 
 #include "core/error.h"
 
@@ -12,6 +15,13 @@ namespace {
 
 constexpr size_t kPage = 4096;
 constexpr size_t kHugePage = size_t{2} << 20;
+
+// The number that a file holds; `otherwise` where there is no such file or it says "max".
+size_t numberIn(const char* path, size_t otherwise) {
+  std::ifstream file(path);
+  size_t number = 0;
+  return file >> number ? number : otherwise;
+}
 
 size_t roundUp(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
 
@@ -44,6 +54,18 @@ Block::Block(size_t bytes) {
 
 Block::~Block() {
   if (data_ != nullptr) munmap(data_, bytes_);
+}
+
+size_t availableMemory() {
+  size_t available = SIZE_MAX;
+  std::ifstream meminfo("/proc/meminfo");
+  std::string name, unit;
+  for (size_t kibibytes = 0; meminfo >> name >> kibibytes; std::getline(meminfo, unit)) {
+    if (name == "MemAvailable:") available = kibibytes << 10;
+  }
+  const size_t limit = numberIn("/sys/fs/cgroup/memory.max", SIZE_MAX);
+  const size_t used = numberIn("/sys/fs/cgroup/memory.current", 0);
+  return std::min(available, limit > used ? limit - used : 0);
 }
 
 }  // namespace dit::cpu

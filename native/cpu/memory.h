@@ -34,4 +34,7 @@ class Block {
   size_t bytes_ = 0;
 };
 
+// Bytes of memory that the machine, and the control group of this process, could still give.
+size_t availableMemory();
+
 }  // namespace dit::cpu

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "core/arena.h"
-#include "model/dit.h"
+#include "model/dit_layers.h"
 
 namespace dit {
 
@@ -25,24 +25,30 @@ class ActivationStore {
  public:
   using Replay = std::function<void(int64_t block, const BlockActivations& activations)>;
 
-  // Lays its memory out in `arena`, which may only measure.
+  ActivationStore() = default;
+  // Lays its memory out in `arena`, which may only measure. R rows.
   ActivationStore(const CheckpointPolicy& policy, const DitConfig& config, DType act, int64_t rows,
                   Arena& arena);
 
-  // Where block number `block` of the forward finds its input and leaves everything else.
-  // Block `depth` has an input only: the tokens that the last block leaves.
-  BlockActivations forward(int64_t block) const;
+  // The stream [R, T, C] F32 before a block, or after the last one (block = depth).
+  Tensor tokens(int64_t block) const;
 
-  // The activations of `block`, for its backward; `replay` runs a block's forward. Blocks are asked
-  // for from the last to the first.
-  BlockActivations backward(int64_t block, const Replay& replay);
+  // Where the forward of a block finds its input and leaves everything else, for `rows` rows.
+  BlockActivations forward(int64_t block, int64_t rows);
+
+  // What the forward of a block left, for its backward; `replay` runs a block's forward. Blocks are
+  // asked for from the last to the first.
+  BlockActivations backward(int64_t block, int64_t rows, const Replay& replay);
 
  private:
-  CheckpointPolicy policy_;
-  int64_t depth_;
-  std::vector<Tensor> inputs_;           // of every block that has its own
-  std::vector<BlockActivations> slots_;  // of the blocks whose activations are alive at once
-  int64_t replayed_;                     // first block of the segment in the slots
+  int64_t segment(int64_t block) const { return block / every_; }
+
+  int64_t depth_ = 0;
+  int64_t every_ = 1;                    // blocks of a segment, whose activations live together
+  std::vector<Tensor> inputs_;           // of every segment, and the last block's output
+  std::vector<Tensor> between_;          // inputs of the blocks of a segment but the first
+  std::vector<BlockActivations> slots_;  // of the blocks of a segment
+  int64_t alive_ = -1;                   // the segment whose activations the slots hold
 };
 
 }  // namespace dit

@@ -1,6 +1,6 @@
 #include <cmath>
 
-#include "model/dit.h"
+#include "model/dit_config.h"
 
 namespace dit {
 
@@ -10,7 +10,7 @@ constexpr int64_t kFrequencies = 256;
 
 void addLinear(std::vector<ParamSpec>& params, const std::string& name, int64_t out, int64_t in,
                Init init) {
-  params.push_back({name + ".weight", {out, in}, init});
+  params.push_back({.name = name + ".weight", .shape = {out, in}, .init = init, .decays = true});
   params.push_back({name + ".bias", {out}, Init::Zero});
 }
 
@@ -19,8 +19,14 @@ void addLinear(std::vector<ParamSpec>& params, const std::string& name, int64_t 
 std::vector<ParamSpec> ditParams(const DitConfig& config) {
   const int64_t C = config.hidden, p = config.patch;
   std::vector<ParamSpec> params;
-  params.push_back({"pos_embed", {1, config.tokens(), C}, Init::Fixed, positionEmbedding(config)});
-  params.push_back({"x_embedder.proj.weight", {C, config.channels, p, p}, Init::XavierUniform});
+  params.push_back({.name = "pos_embed",
+                    .shape = {1, config.tokens(), C},
+                    .init = Init::Fixed,
+                    .fixed = positionEmbedding(config)});
+  params.push_back({.name = "x_embedder.proj.weight",
+                    .shape = {C, config.channels, p, p},
+                    .init = Init::XavierUniform,
+                    .decays = true});
   params.push_back({"x_embedder.proj.bias", {C}, Init::Zero});
   addLinear(params, "t_embedder.mlp.0", C, kFrequencies, Init::Normal002);
   addLinear(params, "t_embedder.mlp.2", C, C, Init::Normal002);

@@ -9,8 +9,8 @@
 #include "model/activations.h"
 #include "model/callbacks.h"
 #include "model/diffusion.h"
-#include "model/dit.h"
-#include "model/parameters.h"
+#include "model/dit_config.h"
+#include "model/weights.h"
 
 // Training, in explicit stages:
 //
@@ -28,6 +28,7 @@ struct TrainerOptions {
   bool bound = true;          // the hybrid loss: MSE plus the variance's bound; false: MSE alone
   float labelDropout = 0.1f;  // labels replaced by the null class
   float beta1 = 0.9f, beta2 = 0.999f, eps = 1e-8f, weightDecay = 0;
+  bool decayAll = false;  // weight decay on biases and tables too
   float emaDecay = 0.9999f;
   CheckpointPolicy checkpointing;
   int64_t microBatch = 0;     // rows at once; 0: as many as fit into `memoryLimit`

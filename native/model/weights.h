@@ -19,7 +19,8 @@ struct ParamSpec {
   std::string name;
   Shape shape;
   Init init = Init::XavierUniform;
-  std::vector<float> fixed = {};  // the values of Init::Fixed
+  bool decays = false;            // by weight decay: matrices do, biases and tables do not
+  std::vector<float> fixed = {};  // the values of Init::Fixed, which is not trained
 };
 
 // Where the values of one tensor are: in one file, or in several whose parts follow one another

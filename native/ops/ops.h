@@ -23,6 +23,8 @@ class Backend {
   // Memory of the device, aligned to Arena::kAlignment, uninitialised. Throws Oom.
   virtual void* allocate(size_t bytes) = 0;
   virtual void free(void* memory) = 0;
+  // Bytes that could be allocated now, about.
+  virtual size_t freeBytes() const = 0;
   // Copies between the host and the device, in the order of the operations around them. `upload`
   // has read `host` when it returns, `download` has written it.
   virtual void upload(const Tensor& device, const void* host) = 0;

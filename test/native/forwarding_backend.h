@@ -18,6 +18,7 @@ class ForwardingBackend : public Backend {
   bool supports(Precision precision) const override { return inner_->supports(precision); }
   void* allocate(size_t bytes) override { return inner_->allocate(bytes); }
   void free(void* memory) override { inner_->free(memory); }
+  size_t freeBytes() const override { return inner_->freeBytes(); }
   void upload(const Tensor& device, const void* host) override { inner_->upload(device, host); }
   void download(void* host, const Tensor& device) override { inner_->download(host, device); }
 
