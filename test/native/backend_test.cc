@@ -45,6 +45,23 @@ DIT_CASE("backend/copies-columns") {
   }
 }
 
+// Zeros where a tensor or a slice of columns is, nothing beside it (download checks the guards).
+DIT_CASE("backend/zero") {
+  for (DType dtype : {DType::F32, DType::BF16, DType::F64, DType::U8}) {
+    DeviceTensor all = test.output(dtype, {3, 7});
+    test.backend().zero(all);
+    EXPECT(all.download().v == std::vector<double>(21, 0), dtypeName(dtype));
+  }
+  DeviceTensor table = test.output(DType::F32, {2, 3, 5});
+  table.upload({DType::F32, {2, 3, 5}, std::vector<double>(30, 1)});
+  test.backend().zero(table.tensor().columns(1, 2));
+  const std::vector<double> values = table.download().v;
+  for (int i = 0; i < 30; i++) {
+    const int column = i % 5;
+    EXPECT(values[i] == (column == 1 || column == 2 ? 0 : 1), i, ": ", values[i]);
+  }
+}
+
 // Two backends with other numbers of threads, taking turns: each gives its own bits every time.
 DIT_CASE("backend/threads-take-turns") {
   const int64_t m = 64, n = 96, k = 512;

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <complex>
 
+#include "copy_bench.h"
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
 #include "harness.h"
@@ -267,6 +268,40 @@ DIT_KERNEL_CASE("gateBackward/bits") {
   const std::vector<char> branchBits = oneBranch.bytes(), gateBits = oneGate.bytes();
   EXPECT(std::equal(branchBits.begin(), branchBits.end(), wantBranch.end() - branchBits.size()));
   EXPECT(std::equal(gateBits.begin(), gateBits.end(), wantGate.end() - gateBits.size()));
+}
+
+// ---- benchmarks ------------------------------------------------------------------------------
+
+// DiT-S/2 with 16 images: the MLP's gelu and its derivative, a branch's gate and residual.
+DIT_BENCH("linear-parts") {
+  constexpr int64_t kR = 16, kT = 256, kC = 384, kMlp = 1536;
+  benchCopy(test);
+  for (DType act : kActs) {
+    const std::string label = dtypeName(act);
+    const Tensor pre = test.upload(test.random(act, {kR, kT, kMlp}));
+    const DeviceTensor x = test.output(act, {kR, kT, kMlp}), dX = test.output(act, {kR, kT, kMlp});
+    test.backend().zero(dX);
+    const double mlpBytes = static_cast<double>(pre.bytes());
+    test.bench("linearFinish gelu " + label, 0, 2 * mlpBytes,
+               [&] { cpu::kernels().linearFinish({.kept = pre, .y = x}); });
+    test.bench("geluBackward " + label, 0, 4 * mlpBytes,
+               [&] { cpu::kernels().geluBackward({.pre = pre, .x = x, .dX = dX}); });
+
+    const Shape shape{kR, kT, kC};
+    const Tensor branch = test.upload(test.random(act, shape));
+    const Tensor dY = test.upload(test.random(DType::F32, shape));
+    const RowVector gate{test.upload(test.random(DType::F32, {kR, kC})),
+                         test.upload(test.randomIndex({kR}, kR))};
+    const DeviceTensor y = test.output(DType::F32, shape), dBranch = test.output(act, shape);
+    const DeviceTensor dGate = test.output(DType::F32, {kR, kC});
+    const double bytes = static_cast<double>(branch.bytes() + dY.bytes());
+    test.bench("linearFinish residual " + label, 0, bytes + static_cast<double>(dY.bytes()), [&] {
+      cpu::kernels().linearFinish({.kept = branch, .gate = gate, .residual = dY, .y = y});
+    });
+    test.bench("gateBackward " + label, 0, bytes + static_cast<double>(branch.bytes()), [&] {
+      test.ops().gateBackward({dY, branch, gate, dBranch, dGate});
+    });
+  }
 }
 
 }  // namespace

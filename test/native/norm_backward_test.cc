@@ -2,6 +2,7 @@
 #include <cmath>
 #include <complex>
 
+#include "copy_bench.h"
 #include "harness.h"
 #include "oracle_training.h"
 
@@ -184,6 +185,31 @@ DIT_KERNEL_CASE("layerNormModulateBackward/bits") {
       EXPECT(std::equal(second[i].begin(), second[i].end(), want[i].end() - second[i].size()),
              "result ", i);
     }
+  }
+}
+
+// DiT-S/2 with 16 images.
+DIT_BENCH("layerNormModulateBackward") {
+  const Shape shape{16, 256, 384};
+  benchCopy(test);
+  for (DType act : kActs) {
+    const Tensor x = test.upload(test.random(DType::F32, shape));
+    const Tensor dY = test.upload(test.random(act, shape));
+    const RowVector scale{test.upload(test.random(DType::F32, {16, 384})),
+                          test.upload(test.randomIndex({16}, 16))};
+    const DeviceTensor dX = test.output(DType::F32, shape);
+    const DeviceTensor sums = test.output(DType::F32, {16, 768});
+    test.backend().zero(dX);
+    test.bench(detail::concat("layerNormModulateBackward ", dtypeName(act)), 0,
+               3.0 * static_cast<double>(x.bytes()) + static_cast<double>(dY.bytes()), [&] {
+                 test.ops().layerNormModulateBackward({.x = x,
+                                                       .scale = scale,
+                                                       .dY = dY,
+                                                       .dResidual = dX,
+                                                       .dX = dX,
+                                                       .dShift = sums.tensor().columns(0, 384),
+                                                       .dScale = sums.tensor().columns(384, 384)});
+               });
   }
 }
 

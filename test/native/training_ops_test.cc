@@ -3,6 +3,7 @@
 #include <cmath>
 #include <complex>
 
+#include "copy_bench.h"
 #include "harness.h"
 #include "oracle_training.h"
 
@@ -234,6 +235,42 @@ DIT_KERNEL_CASE("training-ops/bits") {
       EXPECT(got[i] == want[i], "operation ", i, ", ", threads, " threads");
     }
   }
+}
+
+// ---- benchmarks ------------------------------------------------------------------------------
+
+// 16 latents of 64 x 64 with 8 channels, and as many numbers for the others: 2 MB a tensor.
+DIT_BENCH("training-ops") {
+  const Shape shape{16, 8, 64, 64};
+  const Tensor a = test.upload(test.random(DType::F32, shape));
+  const Tensor b = test.upload(test.random(DType::F32, shape));
+  const Tensor c = test.upload(test.random(DType::F32, shape));
+  const Tensor perRow = test.upload(test.random(DType::F32, {16}));
+  const DeviceTensor y = test.output(DType::F32, shape);
+  const double bytes = static_cast<double>(a.bytes());
+  benchCopy(test);
+  test.bench("siluBackward", 0, 3 * bytes, [&] { test.ops().siluBackward({a, b, y}); });
+  test.bench("drawLatents", 0, 4 * bytes, [&] {
+    test.ops().drawLatents({.mean = a, .deviation = b, .z = c, .scale = 0.5f, .y = y});
+  });
+  test.bench("qSample", 0, 3 * bytes, [&] { test.ops().qSample({a, b, perRow, perRow, y}); });
+  for (DType act : kActs) {
+    const DeviceTensor low = test.output(act, shape), tokens = test.output(act, {16, 1024, 32});
+    const double both = bytes + static_cast<double>(low.tensor().bytes());
+    test.bench(detail::concat("cast ", dtypeName(act)), 0, both, [&] {
+      test.ops().cast({a, low});
+    });
+    test.bench(detail::concat("unpatchifyBackward ", dtypeName(act)), 0, both, [&] {
+      test.ops().unpatchifyBackward({a, 2, tokens});
+    });
+  }
+  const Tensor dY = test.upload(test.random(DType::F32, {256, 384}));
+  const Tensor label = test.upload(test.randomIndex({256}, 10));
+  const DeviceTensor dTable = test.output(DType::F32, {11, 384});
+  test.backend().zero(dTable);
+  test.bench("conditionEmbeddingBackward [256, 384]", 0, 3 * static_cast<double>(dY.bytes()), [&] {
+    test.ops().conditionEmbeddingBackward({dY, label, dTable});
+  });
 }
 
 }  // namespace
