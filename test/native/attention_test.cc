@@ -1,7 +1,7 @@
 #include <string>
 
 #include "harness.h"
-#include "oracle.h"
+#include "oracle_attention_backward.h"
 
 namespace dit::test {
 namespace {
@@ -45,6 +45,42 @@ DIT_CASES(attentionCases) {
 // Scores far apart: the running maximum moves, and most probabilities vanish.
 DIT_KERNEL_CASE("attention/f32/sharp") { check(test, DType::F32, {1, 300, 2, 72}, 6); }
 DIT_KERNEL_CASE("attention/bf16/sharp") { check(test, DType::BF16, {1, 300, 2, 72}, 6); }
+
+// What the derivative needs. In bf16 the terms of the sum are within 9e-5 (simd_math.h: exp2), and
+// so is its logarithm, beside what the naive run may err by.
+DIT_KERNEL_CASE("attention/log-sum-exp") {
+  constexpr AttentionCase kCases[] = {
+      {3, 256, 2, 72}, {2, 131, 3, 9}, {1, 300, 2, 16}, {3, 1, 2, 7}, {1, 65, 1, 512}};
+  for (DType act : {DType::F32, DType::BF16}) {
+    for (const AttentionCase& c : kCases) {
+      for (double scale : {1, 6}) {
+        const int64_t channels = c.heads * c.d;
+        const Values qkv = test.random(act, {c.rows, c.tokens, 3 * channels}, scale);
+        const DeviceTensor y = test.output(act, {c.rows, c.tokens, channels});
+        const DeviceTensor logSumExp = test.output(DType::F32, {c.rows, c.heads, c.tokens});
+        test.ops().attention(
+            {.qkv = test.upload(qkv), .y = y, .heads = c.heads, .logSumExp = logSumExp});
+        const auto want = [&]<typename T>(T) {
+          return oracle::attentionLogSumExp<T>(c.rows, c.tokens, channels, c.heads, qkv.as<T>());
+        };
+        if (act == DType::F32) {
+          EXPECT_MATCHES(logSumExp.download(), want);
+        } else {
+          const std::vector<double> got = logSumExp.download().v, exact = want(double{});
+          const std::vector<float> naive = want(float{});
+          double error = 0, naiveError = 0;
+          for (size_t i = 0; i < got.size(); i++) {
+            error = std::max(error, std::abs(got[i] - exact[i]));
+            naiveError = std::max(naiveError, std::abs(naive[i] - exact[i]));
+          }
+          EXPECT(error <= 9e-5 + 2 * naiveError, error, ", naive ", naiveError);
+        }
+        // y is the same with and without it.
+        EXPECT(y.download().v == attend(test, act, c, qkv).v);
+      }
+    }
+  }
+}
 
 // Each token attends to itself alone: y = v, whatever the size of the scores.
 DIT_KERNEL_CASE("attention/extreme-scores") {
