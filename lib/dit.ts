@@ -1,5 +1,6 @@
 import type { ModelSpec } from '../bindings.js'
 import { Channel } from './channel.js'
+import type { TrainingData } from './data/types.js'
 import { type DeviceInfo, listDevices } from './devices.js'
 import { DiTError, invalidOption } from './errors.js'
 import type { ImagesEvent, LatentsEvent, PreviewEvent, ProgressEvent, Timings } from './events.js'
@@ -29,6 +30,16 @@ import {
 } from './sampling.js'
 import { saveModel } from './save.js'
 import { checkTensor, slice, type Tensor } from './tensor.js'
+import type { TrainEvent } from './train/events.js'
+import {
+  resolveSettings,
+  type TrainerOptions,
+  type TrainOptions,
+  trainerSchema,
+  trainSchema,
+} from './train/options.js'
+import { type TrainHost, train } from './train/train.js'
+import { Trainer } from './train/trainer.js'
 
 /** Memory of a model on its device, in bytes. */
 export interface MemoryInfo {
@@ -74,12 +85,12 @@ export class DiT {
   readonly device: string
   readonly precision: options.Precision
   readonly source: Readonly<SourceInfo>
-  /** Names of the classes by number; empty when the model came without. */
-  readonly classNames: ClassNames
   /** The size of the VAE; undefined for a model of pixels. */
   readonly vae: Readonly<VaeConfig> | undefined
   readonly #engine: Engine
   readonly #spec: ModelSpec
+  #classNames: ClassNames
+  #training = false
 
   private constructor(engine: Engine, { spec, source, classNames }: Described) {
     this.#engine = engine
@@ -90,7 +101,12 @@ export class DiT {
     this.device = spec.device
     this.precision = spec.precision
     this.source = source
-    this.classNames = classNames
+    this.#classNames = classNames
+  }
+
+  /** Names of the classes by number; empty when the model came without. */
+  get classNames(): ClassNames {
+    return this.#classNames
   }
 
   /**
@@ -362,6 +378,7 @@ export class DiT {
             width,
             images: floats(begin, end),
             seeds: seeds ? new BigUint64Array(seeds.slice(begin, end)) : null,
+            moments: false,
           })
         },
         finish: (done) => latents.add(done, begin),
@@ -387,6 +404,93 @@ export class DiT {
     const given = options.check(options.saveSchema, saveOptions)
     if (typeof target !== 'string' || target === '') throw invalidOption('target', 'a path', target)
     await saveModel(this.#engine, this.#spec, this.classNames, target, given)
+  }
+
+  /**
+   * Trains the model, and tells of every step. Leaving the loop ends the training; where there is an
+   * `out`, a checkpoint is saved then. Sampling, also meanwhile, uses the averaged (EMA) weights.
+   *
+   * Only events of the type 'step' have losses; see `TrainEvent` for the others.
+   *
+   * @param data A folder of images (a subfolder for each class), of features, or of MNIST's idx files;
+   * or items `{ image, label }`, in an iterable or an async one. See `TrainingData`.
+   *
+   * Throws, in the iteration, ERR_DIT_OPTION for wrong options and for those that differ from a
+   * checkpoint's, ERR_DIT_FILE or ERR_DIT_FORMAT for data or checkpoints that cannot be read or written,
+   * ERR_DIT_NONFINITE when too many steps in a row were skipped and there is no way back, ERR_DIT_BUSY
+   * while the model has another trainer, ERR_DIT_OOM when not even one row fits, ERR_DIT_CLOSED.
+   *
+   * @example
+   * for await (const event of dit.train('photos', { steps: 10_000, out: 'runs/photos', flip: true })) {
+   *   if (event.type === 'step') console.log(event.step, event.loss, event.imagesPerSecond)
+   * }
+   */
+  async *train(
+    data: TrainingData,
+    trainOptions: TrainOptions = {},
+  ): AsyncGenerator<TrainEvent, void, undefined> {
+    const given = options.check(trainSchema, trainOptions)
+    const host = this.#startTraining()
+    try {
+      yield* train(host, data, given)
+    } finally {
+      host.release()
+    }
+  }
+
+  /**
+   * The same as `train`, step by step: the caller brings the rows of every step.
+   *
+   * Rejects with ERR_DIT_OPTION, ERR_DIT_BUSY while the model has another trainer, ERR_DIT_OOM when not
+   * even one row fits, ERR_DIT_CLOSED.
+   *
+   * @example
+   * const trainer = await dit.trainer({ batchSize: 32, lr: 2e-4 })
+   * const { loss } = await trainer.step({ x, y: [0, 1, 2] })
+   * await trainer.save('checkpoint')
+   */
+  async trainer(trainerOptions: TrainerOptions = {}): Promise<Trainer> {
+    const given = options.check(trainerSchema, trainerOptions)
+    const settings = resolveSettings(given, this.config)
+    const host = this.#startTraining()
+    try {
+      return await Trainer.open(host, given, settings)
+    } catch (error) {
+      host.release()
+      throw error
+    }
+  }
+
+  #startTraining(): TrainHost {
+    if (this.#training) {
+      throw new DiTError(
+        'ERR_DIT_BUSY',
+        'The model is in training: end that first (trainer.close(), or leave the loop of dit.train)',
+      )
+    }
+    this.#training = true
+    const { config, schedule: diffusion, precision } = this
+    const dit = this
+    return {
+      engine: this.#engine,
+      model: {
+        config,
+        diffusion,
+        precision,
+        get classNames() {
+          return dit.classNames
+        },
+      },
+      vae: this.vae,
+      sample: (labels, sampleOptions) => this.sample(labels, sampleOptions),
+      save: (file) => this.save(file),
+      nameClasses: (names) => {
+        this.#classNames = { ...names }
+      },
+      release: () => {
+        this.#training = false
+      },
+    }
   }
 
   /**

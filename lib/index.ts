@@ -1,3 +1,4 @@
+export type { SkippedItem, TrainingData, TrainingItem } from './data/types.js'
 export type { DeviceInfo } from './devices.js'
 export { type DenoiseOptions, DiT, type MemoryInfo, type StreamEvent } from './dit.js'
 export { DiTError, type DiTErrorCode } from './errors.js'
@@ -34,3 +35,20 @@ export type {
 } from './options.js'
 export type { Latents } from './sampling.js'
 export type { Tensor } from './tensor.js'
+export type {
+  CheckpointEvent,
+  RollbackEvent,
+  SamplesEvent,
+  SkippedItemsEvent,
+  StartEvent,
+  StepEvent,
+  TrainEvent,
+  WarningEvent,
+} from './train/events.js'
+export type {
+  LearningRateSchedule,
+  SampleGridOptions,
+  TrainerOptions,
+  TrainOptions,
+} from './train/options.js'
+export type { StepInput, StepMetrics, Trainer } from './train/trainer.js'

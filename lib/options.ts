@@ -145,24 +145,29 @@ export interface SaveOptions {
 
 type Test<T> = (value: unknown) => value is T
 
-function is<T>(expected: string, test: Test<T> | ((value: unknown) => boolean)) {
+/** @internal */
+export function is<T>(expected: string, test: Test<T> | ((value: unknown) => boolean)) {
   return v.custom<T>(test, expected)
 }
 
-function oneOf<const T extends string>(...values: T[]) {
+/** @internal */
+export function oneOf<const T extends string>(...values: T[]) {
   return is<T>(values.map(show).join(' or '), (value) => values.includes(value as T))
 }
 
-function integer(min: number, max = Number.MAX_SAFE_INTEGER) {
+/** @internal */
+export function integer(min: number, max = Number.MAX_SAFE_INTEGER) {
   const range = max === Number.MAX_SAFE_INTEGER ? `of at least ${min}` : `from ${min} to ${max}`
   return is<number>(`an integer ${range}`, (value) => isInteger(value, min, max))
 }
 
-function isInteger(value: unknown, min: number, max: number): value is number {
+/** @internal */
+export function isInteger(value: unknown, min: number, max: number): value is number {
   return typeof value === 'number' && Number.isInteger(value) && value >= min && value <= max
 }
 
-function isBetween(value: unknown, min: number, max: number): value is number {
+/** @internal */
+export function isBetween(value: unknown, min: number, max: number): value is number {
   return typeof value === 'number' && value >= min && value <= max
 }
 
@@ -171,16 +176,21 @@ function isPair(value: unknown, test: (item: unknown) => boolean): boolean {
 }
 
 const maxSeed = 2n ** 64n - 1n
-const seed = is<Seed>(
+/** @internal */
+export const seed = is<Seed>(
   'an integer from 0 to 2^53 - 1 or a bigint from 0n to 2^64 - 1',
   (value) =>
     isInteger(value, 0, Number.MAX_SAFE_INTEGER) ||
     (typeof value === 'bigint' && value >= 0n && value <= maxSeed),
 )
-const text = is<string>('a string', (value) => typeof value === 'string' && value !== '')
-const flag = is<boolean>('true or false', (value) => typeof value === 'boolean')
-const signal = is<AbortSignal>('an AbortSignal', (value) => value instanceof AbortSignal)
-const callback = <T>() => is<T>('a function', (value) => typeof value === 'function')
+/** @internal */
+export const text = is<string>('a string', (value) => typeof value === 'string' && value !== '')
+/** @internal */
+export const flag = is<boolean>('true or false', (value) => typeof value === 'boolean')
+/** @internal */
+export const signal = is<AbortSignal>('an AbortSignal', (value) => value instanceof AbortSignal)
+/** @internal */
+export const callback = <T>() => is<T>('a function', (value) => typeof value === 'function')
 const tensor = is<Tensor>('a Tensor { data, shape }', (value) => typeof value === 'object')
 const positive = (value: unknown) => isInteger(value, 1, 1 << 16)
 

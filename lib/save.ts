@@ -72,7 +72,8 @@ function storedType(tensors: readonly TensorSource[] | null): 'fp32' | 'bf16' {
   return parts.length > 0 && parts.every((part) => part.dtype === 'BF16') ? 'bf16' : 'fp32'
 }
 
-function saveRequest(
+/** @internal */
+export function saveRequest(
   file: string,
   part: SaveRequest['part'],
   tensors: readonly SavedTensor[],
@@ -118,8 +119,8 @@ async function writeFolder(target: string, fill: (folder: string) => Promise<voi
   }
 }
 
-/** Puts `folder` in the place of `target`, which is removed; nothing has changed when that fails. */
-async function exchange(folder: string, target: string, aside: string): Promise<void> {
+/** Puts `folder` in the place of `target`, which is removed; nothing has changed when that fails. @internal */
+export async function exchange(folder: string, target: string, aside: string): Promise<void> {
   await rename(target, aside)
   try {
     await rename(folder, target)

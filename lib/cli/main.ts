@@ -13,6 +13,7 @@ import type { CommonFlags, Context } from './command.js'
 import { convertCommand } from './convert.js'
 import { infoCommand } from './info.js'
 import { sampleCommand } from './sample.js'
+import { trainCommand } from './train.js'
 
 const exitFailed = 1
 const exitUsage = 2
@@ -32,9 +33,11 @@ async function main(args: string[]): Promise<number> {
   process.once('SIGINT', () => interrupted.abort())
 
   let debug = ['1', 'true'].includes(process.env.DIT_DEBUG ?? '')
-  const commands = [sampleCommand(context), infoCommand(context), convertCommand(context)]
+  const commands = [sampleCommand, trainCommand, infoCommand, convertCommand].map((make) => {
+    return make(context)
+  })
   const program = new Command('dit')
-    .description('Diffusion Transformers: sample, inspect and convert them')
+    .description('Diffusion Transformers: sample, train, inspect and convert them')
     .version(packageVersion())
     .hook('preAction', (_, command) => {
       debug ||= (command.opts() as CommonFlags).debug === true

@@ -15,8 +15,12 @@ interface Task {
   name: string
   unit: string
   begin: number
+  /** What was done at the beginning. */
+  begun: number
   done: number
   total: number
+  /** What else there is to tell. */
+  detail: string
   /** What was done when, about every half second of the last `rateSeconds`. */
   recent: { time: number; done: number }[]
   /** When its last line was printed. */
@@ -41,17 +45,27 @@ export class Progress {
     this.#now = now
   }
 
-  /** `done` of `total` units of `name` are done. Another name ends what was under way before. */
-  update(name: string, unit: string, done: number, total: number): void {
+  /**
+   * `done` of `total` units of `name` are done; `begun` of them before this began. Another name ends
+   * what was under way before.
+   */
+  update(
+    name: string,
+    unit: string,
+    done: number,
+    total: number,
+    { detail = '', begun = 0 } = {},
+  ): void {
     if (this.#quiet) return
     const now = this.#now()
     if (this.#task?.name !== name) {
       this.end()
-      this.#task = { name, unit, begin: now, done, total, recent: [], told: now }
+      this.#task = { name, unit, begin: now, begun, done, total, detail, recent: [], told: now }
     }
     const task = this.#task as Task
     task.done = done
     task.total = total
+    task.detail = detail
     remember(task, now)
     if (this.#stream.isTTY) this.#draw(task, now)
     else if (now - task.told >= secondsPerLine) {
@@ -113,14 +127,16 @@ function remember({ recent, done }: Task, time: number): void {
 }
 
 /** 'sampling: 12 of 40 steps, 3.20 steps/s, 8.75 s left'; at the end the rate and time of it all. */
-function describe({ name, unit, begin, done, total, recent }: Task, now: number): string {
+function describe(task: Task, now: number): string {
+  const { name, unit, begin, begun, done, total, detail, recent } = task
   const isBytes = unit === 'B'
   const count = (value: number) => {
     if (isBytes) return scaled(value, 'B')
     return value < 1e5 ? String(value) : scaled(value, '')
   }
-  const amount = `${name}: ${count(done)} of ${count(total)}${isBytes ? '' : ` ${unit}`}`
-  const since = done < total && recent[0] ? recent[0] : { time: begin, done: 0 }
+  const more = detail === '' ? '' : `, ${detail}`
+  const amount = `${name}: ${count(done)} of ${count(total)}${isBytes ? '' : ` ${unit}`}${more}`
+  const since = done < total && recent[0] ? recent[0] : { time: begin, done: begun }
   const rate = (done - since.done) / (now - since.time)
   if (!(rate > 0 && Number.isFinite(rate))) return amount
   const pace = isBytes ? `${scaled(rate, 'B')}/s` : `${scaled(rate, '')} ${unit}/s`

@@ -1,5 +1,6 @@
 // What stands behind an option on the command line, read strictly: '25x', '0x19' and '' are no numbers.
 
+import { readFileSync } from 'node:fs'
 import { InvalidArgumentError } from 'commander'
 import type { DiTConfigInput } from '../formats/types.js'
 import type { Seed } from '../options.js'
@@ -63,4 +64,34 @@ export function config(text: string): DiTConfigInput | string {
   } catch (cause) {
     throw new InvalidArgumentError(`This is no JSON: ${(cause as Error).message}.`)
   }
+}
+
+/** As `config`, or the name of a JSON file. */
+export function configOrFile(text: string): DiTConfigInput | string {
+  if (!text.endsWith('.json')) return config(text)
+  try {
+    return JSON.parse(readFileSync(text, 'utf8')) as DiTConfigInput
+  } catch (cause) {
+    throw new InvalidArgumentError(`Cannot read it: ${(cause as Error).message}.`)
+  }
+}
+
+/** `auto` or a number of rows. */
+export function batchSize(text: string): number | 'auto' {
+  return text === 'auto' ? text : integer(1)(text)
+}
+
+/** `none`, `block` or how many blocks are replayed at once. */
+export function checkpointing(text: string): 'none' | 'block' | { every: number } {
+  return text === 'none' || text === 'block' ? text : { every: integer(1)(text) }
+}
+
+/** `0.9,0.999`. */
+export function pair(text: string): [number, number] {
+  return interval(text)
+}
+
+/** `lr,data.length`. */
+export function names(text: string): string[] {
+  return text.split(',').map((name) => name.trim())
 }

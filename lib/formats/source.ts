@@ -37,6 +37,7 @@ import {
   type ResolveOptions,
   type ScheduleConfig,
   type TensorPart,
+  type WeightsChoice,
 } from './types.js'
 import { inferVaeConfig, parseVaeJson } from './vae_config.js'
 import { flattenProjections, ignoredInVae, vaeNaming, vaeShapes, vaeTensors } from './vae_names.js'
@@ -46,9 +47,9 @@ export const configMetadataKey = 'dit_native'
 
 /**
  * Finds a model and reads the headers of its files: a diffusers folder; a folder with one checkpoint
- * and perhaps a config.json; a .safetensors, .pt, .pth, .bin or .ckpt file, with a config.json beside
- * it if there is one; or the id of a Hugging Face repository of either kind, which is downloaded into
- * the usual cache. No weight is read.
+ * and perhaps a config.json; a checkpoint of `dit.train`; a .safetensors, .pt, .pth, .bin or .ckpt
+ * file, with a config.json beside it if there is one; or the id of a Hugging Face repository of these
+ * kinds, which is downloaded into the usual cache. No weight is read.
  *
  * The configuration comes from `options.config`, then the file's own metadata, then config.json, then
  * the shapes of the tensors and the training arguments.
@@ -112,6 +113,8 @@ export async function resolveVae(
 interface Found {
   readonly place: Place
   readonly selection: Selection
+  /** The weights chosen, where each has a file. */
+  readonly weights?: WeightsChoice
   /** Local paths by the names of the place. */
   readonly paths: ReadonlyMap<string, string>
   readonly id2label?: Record<number, string>
@@ -134,7 +137,7 @@ async function locate(source: string, wanted: Wanted, options: ResolveOptions): 
       { cause },
     )
   }
-  return isFolder ? choose(await openFolder(source), wanted) : locateFile(source, wanted)
+  return isFolder ? choose(await openFolder(source), wanted, options) : locateFile(source, wanted)
 }
 
 async function locateFile(file: string, wanted: Wanted): Promise<Found> {
@@ -157,8 +160,8 @@ async function locateInHub(id: string, wanted: Wanted, options: ResolveOptions):
   const repository = await openRepository(id, options)
   const hub = { id, revision: options.revision ?? 'main', commit: repository.commit }
   const { cached, remote } = repository
-  const found = cached && (await choose(cached, wanted).catch(unlessIncomplete))
-  return { ...(found ?? (await choose(await remote(), wanted))), hub }
+  const found = cached && (await choose(cached, wanted, options).catch(unlessIncomplete))
+  return { ...(found ?? (await choose(await remote(), wanted, options))), hub }
 }
 
 /** Where the cache lacks a file, the hub may have it. */
@@ -176,8 +179,15 @@ function parseLabels(json: unknown, where: string): { id2label?: Record<number, 
   return id2label == null ? {} : { id2label }
 }
 
+/** A checkpoint that `dit.train` wrote has these: both weights, in a file each. */
+const trainingFiles = ['trainer.json', 'model.safetensors', 'ema.safetensors']
+
 /** Reads the place's model_index.json, chooses files, and gets them. */
-async function choose(place: Place, wanted: Wanted): Promise<Found> {
+async function choose(
+  place: Place,
+  wanted: Wanted,
+  { weights = 'ema' }: ResolveOptions,
+): Promise<Found> {
   const declared = new Set<string>()
   let labels: { id2label?: Record<number, string> } = {}
   if (place.files.has('model_index.json')) {
@@ -191,13 +201,16 @@ async function choose(place: Place, wanted: Wanted): Promise<Found> {
       throw badFormat(file, `${show(index._class_name)} is a pipeline without a transformer`)
     }
   }
-  const selection = selectFiles(place, wanted, declared)
+  const isTraining = wanted.dit && trainingFiles.every((name) => place.files.has(name))
+  const selection = isTraining
+    ? { dit: { weights: [`${weights}.safetensors`] } }
+    : selectFiles(place, wanted, declared)
   const { dit, vae, scheduler } = selection
   const configs = [scheduler, dit?.config, vae?.config].filter((name) => name !== undefined)
   const names = [...configs, ...(dit?.weights ?? []), ...(vae?.weights ?? [])]
   const files = await place.get(names)
   const paths = new Map(names.map((name, i) => [name, files[i] ?? '']))
-  return { place, selection, paths, ...labels }
+  return { place, selection, paths, ...(isTraining && { weights }), ...labels }
 }
 
 function localPath(found: Found, name: string): string {
@@ -270,10 +283,11 @@ async function loadDit(
       : parseScheduleJson(await readJson(localPath(found, scheduler)), localPath(found, scheduler))
   const id2label = found.id2label ?? own.find((item) => item.id2label !== undefined)?.id2label
   const isPipeline = component.weights[0]?.includes('/') === true
+  const weights = read.weights ?? found.weights
   return {
     kind: isPipeline ? 'diffusers' : read.kind,
-    description: describe(found, component, read.weights),
-    ...(read.weights === undefined ? {} : { weights: read.weights }),
+    description: describe(found, component, weights),
+    ...(weights === undefined ? {} : { weights }),
     ...(found.hub === undefined ? {} : { hub: found.hub }),
     notes: [...notes, ...resolved.notes],
     dit: { config: resolved.config, tensors: matched.sources },

@@ -1,0 +1,296 @@
+// `dit train`: a folder of images to a model.
+
+import { type Command, Option } from 'commander'
+import { DiT } from '../dit.js'
+import { invalidOption } from '../errors.js'
+import type { StepEvent, TrainEvent } from '../train/events.js'
+import type { TrainOptions } from '../train/options.js'
+import { RunFolder } from '../train/run_folder.js'
+import {
+  addDeviceOptions,
+  type CommonFlags,
+  type Context,
+  type DeviceFlags,
+  newCommand,
+  pick,
+  type SourceFlags,
+} from './command.js'
+import { Progress } from './progress.js'
+import { duration, scaled } from './units.js'
+import * as values from './values.js'
+
+/** Flags that are options of `dit.train` under the same name. */
+const optionFlags = [
+  'batchSize',
+  'globalBatch',
+  'memoryLimit',
+  'steps',
+  'epochs',
+  'lr',
+  'schedule',
+  'warmup',
+  'minLr',
+  'weightDecay',
+  'betas',
+  'eps',
+  'emaDecay',
+  'clipNorm',
+  'loss',
+  'labelDropout',
+  'checkpointing',
+  'seed',
+  'flip',
+  'workers',
+  'onBadItem',
+  'saveEvery',
+  'keep',
+  'resume',
+  'allowChanges',
+  'sampleEvery',
+  'logEvery',
+  'maxSkipped',
+  'rollbackLrFactor',
+  'spikeFactor',
+] as const satisfies (keyof TrainOptions)[]
+
+type TrainFlags = CommonFlags &
+  SourceFlags &
+  DeviceFlags &
+  Pick<TrainOptions, (typeof optionFlags)[number]> & {
+    data: string
+    model?: string
+    out: string
+    sampleLabels?: (number | string)[]
+    sampleRows?: number
+    sampleSteps?: number
+    sampleGuidance?: number
+  }
+
+export function trainCommand(context: Context): Command {
+  const command = newCommand('train', 'train a model on images')
+    .requiredOption(
+      '--data <path>',
+      'a folder with a subfolder for each class, of features, or of idx files',
+    )
+    .requiredOption(
+      '--out <folder>',
+      'for checkpoints, metrics, sample grids and the final weights',
+    )
+    .option('--model <source>', 'train this one on: a folder, a file, a Hugging Face id, or demo')
+    .option(
+      '--config <config>',
+      'a fresh model: preset, JSON or a .json file; with --model, where it does not say its size',
+      values.configOrFile,
+    )
+    .option('--steps <n>', 'steps in all', values.integer(1))
+    .option('--epochs <x>', 'instead of --steps: how often every image is seen', values.number)
+    .option(
+      '--resume [checkpoint]',
+      'go on from the last checkpoint in --out, or from this one; what is not given is as it was',
+    )
+    .option('--allow-changes <names>', 'options that may differ then: lr,data', values.names)
+  addOptimiserOptions(command)
+  command
+    .option('--flip', 'mirror half of the images')
+    .option('--workers <n>', 'threads that decode images', values.integer(0, 256))
+    .addOption(
+      new Option('--on-bad-item <what>', 'for damaged images; default: skip').choices([
+        'skip',
+        'error',
+      ]),
+    )
+    .option('--save-every <n>', 'steps between checkpoints; default: 1000', values.integer(1))
+    .option('--keep <n>', 'checkpoints to keep; default: 3', values.integer(1))
+    .option('--log-every <n>', 'steps between lines of metrics.jsonl', values.integer(1))
+    .option('--sample-every <n>', 'steps between sample grids; default: none', values.integer(1))
+    .option('--sample-labels <list>', 'a column each; default: the first 10', values.labels)
+    .option('--sample-rows <n>', 'default: 4', values.integer(1))
+    .option('--sample-steps <n>', 'default: 25', values.integer(1))
+    .option('--sample-guidance <x>', 'default: 4', values.number)
+    .addOption(
+      new Option('--weights <which>', 'of --model; default: ema').choices(['ema', 'model']),
+    )
+    .option('--vae <source>', 'VAE of the model: a folder, a file or a Hugging Face id')
+    .option('--revision <name>', 'branch, tag or commit of a Hugging Face repository')
+  addDeviceOptions(command)
+  return command.action((flags: TrainFlags) => train(flags, context))
+}
+
+function addOptimiserOptions(command: Command): void {
+  command
+    .option('--batch-size <n>', "rows at once, or 'auto': what fits", values.batchSize)
+    .option(
+      '--global-batch <n>',
+      'rows of a step; default: --batch-size, or 256',
+      values.integer(1),
+    )
+    .option('--memory-limit <bytes>', 'for training: 4GB; default: what is free')
+    .option('--lr <x>', 'learning rate; default: 1e-4', values.number)
+    .addOption(
+      new Option('--schedule <name>', 'of the learning rate; default: constant').choices([
+        'constant',
+        'linear',
+        'cosine',
+      ]),
+    )
+    .option('--warmup <n>', 'steps; default: 5 % of all, at most 10000', values.integer(0))
+    .option('--min-lr <x>', 'at the end of cosine; default: 0', values.number)
+    .option('--weight-decay <x>', 'default: 0', values.number)
+    .option('--betas <a,b>', 'of AdamW; default: 0.9,0.999', values.pair)
+    .option('--eps <x>', 'of AdamW; default: 1e-8', values.number)
+    .option('--ema-decay <x>', 'of the averaged weights; default: 0.9999', values.number)
+    .option('--clip-norm <x>', 'of the gradient, 0: never; default: 1', values.number)
+    .addOption(
+      new Option('--loss <name>', 'default: hybrid where the model learns sigma').choices([
+        'hybrid',
+        'mse',
+      ]),
+    )
+    .option('--label-dropout <x>', 'default: 0.1', values.number)
+    .option(
+      '--checkpointing <policy>',
+      "activations: 'none', 'block', or blocks at once; default: none",
+      values.checkpointing,
+    )
+    .option('--seed <n>', 'default: random', values.seed)
+    .option('--spike-factor <x>', 'of the usual gradient norm; default: 10', values.number)
+    .option('--max-skipped <n>', 'steps in a row until a rollback; default: 5', values.integer(1))
+    .option('--rollback-lr-factor <x>', 'default: 0.5', values.number)
+}
+
+async function train(flags: TrainFlags, context: Context): Promise<void> {
+  const terminated = new AbortController()
+  // The second time, nothing is waited for.
+  const onTerminate = () => terminated.abort()
+  process.once('SIGTERM', onTerminate)
+  const signal = AbortSignal.any([context.signal, terminated.signal])
+  const progress = new Progress({ quiet: flags.quiet === true })
+  const told = new Report(flags, progress)
+  const begin = performance.now()
+  let stopped = false
+  let dit: DiT | undefined
+  try {
+    dit = await openModel(flags, signal, progress)
+    progress.end()
+    for await (const event of dit.train(flags.data, { ...options(flags), signal })) told.on(event)
+  } catch (error) {
+    if (dit === undefined || !signal.aborted || error !== signal.reason) throw error
+    stopped = true // and saved
+  } finally {
+    process.off('SIGTERM', onTerminate)
+    progress.end()
+    await dit?.close()
+  }
+  const result = { out: flags.out, stopped, seconds: (performance.now() - begin) / 1000 }
+  told.end(result, context)
+}
+
+function options(flags: TrainFlags): TrainOptions {
+  const { sampleLabels: labels, sampleRows: rows, sampleSteps: steps } = flags
+  const { sampleGuidance: guidance } = flags
+  const samples = { labels, rows, steps, guidance }
+  return {
+    ...pick(flags, ...optionFlags),
+    out: flags.out,
+    samples: pick(samples, 'labels', 'rows', 'steps', 'guidance') as TrainOptions['samples'] & {},
+  }
+}
+
+/** A fresh model, one to be trained on, or that of the checkpoint. */
+async function openModel(flags: TrainFlags, signal: AbortSignal, progress: Progress): Promise<DiT> {
+  const { model, config, out, resume } = flags
+  const place = pick(flags, 'device', 'precision', 'threads')
+  const common = { ...place, ...pick(flags, 'vae'), signal, onProgress: progress.load }
+  const source = pick(flags, 'weights', 'config', 'revision', 'latentSize')
+  if (model !== undefined) return DiT.load(model, { ...common, ...source })
+  if (config !== undefined) {
+    return DiT.create(config, { ...common, ...pick(flags, 'seed') })
+  }
+  const checkpoint = resume === true ? await (await RunFolder.open(out)).latest() : resume
+  if (checkpoint) return DiT.load(checkpoint, { ...common, weights: 'model' })
+  throw invalidOption('--config', 'a preset or JSON, or a --model to train on,', undefined)
+}
+
+interface Result {
+  out: string
+  stopped: boolean
+  seconds: number
+}
+
+/** What is printed: progress and events on stderr, the result on stdout. */
+class Report {
+  readonly #flags: TrainFlags
+  readonly #progress: Progress
+  #begun = 0
+  #total: number | undefined
+  #last: StepEvent | undefined
+
+  constructor(flags: TrainFlags, progress: Progress) {
+    this.#flags = flags
+    this.#progress = progress
+  }
+
+  on(event: TrainEvent): void {
+    switch (event.type) {
+      case 'start': {
+        const { step, steps, resumed, batchSize, globalBatch, parameterBytes, activationBytes } =
+          event
+        this.#begun = step
+        this.#total = steps
+        const memory = scaled(parameterBytes + activationBytes, 'B')
+        const from = resumed ? `from ${resumed}, ` : ''
+        this.#say(
+          `${from}step ${step} of ${steps ?? 'no end'}, ${globalBatch} rows a step, ${batchSize} at once, ` +
+            `${memory}, seed ${event.seed}`,
+        )
+        break
+      }
+      case 'step':
+        this.#last = event
+        this.#step(event)
+        break
+      case 'rollback':
+        this.#say(
+          `too many steps were skipped: from step ${event.from} back to ${event.step}, learning rate × ` +
+            `${event.lrFactor}`,
+        )
+        break
+      case 'warning':
+        this.#say(`warning: ${event.message}`)
+        break
+      case 'skippedItems':
+        for (const { item, reason } of event.items) this.#say(`skipped ${item}: ${reason}`)
+        break
+    }
+  }
+
+  #step({ step, outcome, loss, lr, imagesPerSecond, gradNorm }: StepEvent): void {
+    if (outcome !== 'applied') {
+      this.#say(`skipped a step after step ${step}: ${outcome}, gradient norm ${gradNorm}`)
+    }
+    const detail =
+      `loss ${loss.toPrecision(4)}, lr ${lr.toExponential(2)}, ` +
+      `${scaled(imagesPerSecond, '').trim()} images/s`
+    const total = this.#total ?? Number.POSITIVE_INFINITY
+    this.#progress.update('training', 'steps', step, total, { detail, begun: this.#begun })
+  }
+
+  #say(text: string): void {
+    if (this.#flags.quiet) return
+    this.#progress.end()
+    process.stderr.write(`${text}\n`)
+  }
+
+  end(result: Result, context: Context): void {
+    const { stopped, seconds, out } = result
+    const step = this.#last?.step ?? this.#begun
+    const summary = { ...result, step, ...(this.#last && { loss: this.#last.loss }) }
+    const how = stopped ? `stopped, saved; go on with --resume` : 'done'
+    const loss = this.#last ? `, loss ${this.#last.loss.toPrecision(4)}` : ''
+    context.print(
+      this.#flags.json
+        ? JSON.stringify(summary)
+        : `${out}: step ${step}${loss}, ${duration(seconds)}, ${how}`,
+    )
+  }
+}
