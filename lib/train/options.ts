@@ -30,8 +30,9 @@ export type LearningRateSchedule = 'constant' | 'linear' | 'cosine' | ((step: nu
 /** Options of `dit.trainer`. The defaults are those of the DiT paper where it says something. */
 export interface TrainerOptions {
   /**
-   * Rows that go through the model at once. Default `'auto'`: as many as fit into the memory. The
-   * rest of the global batch follows, its gradients added up.
+   * Rows that go through the model at once. Default `'auto'`: as many as fit into the memory, chosen
+   * once for all of a training. The rest of the global batch follows, its gradients added up. Another
+   * number rounds sums differently; results are the same bit for bit where it is the same.
    */
   batchSize?: number | 'auto'
   /** Rows of a step. Default: `batchSize` where that is a number, else 256. */

@@ -103,7 +103,7 @@ export class Trainer {
   ) {
     this.#host = host
     this.#given = given
-    this.#settings = settings
+    this.#settings = exactly(settings, info)
     this.#info = info
     this.#step = info.step
     this.#lrFactor = state?.lrFactor ?? 1
@@ -236,7 +236,7 @@ export class Trainer {
   async #restore(start: Start, settings: TrainingSettings): Promise<void> {
     this.#info = await begin(this.#host, settings, start)
     const { state } = start
-    this.#settings = settings
+    this.#settings = exactly(settings, this.#info)
     this.#step = this.#info.step
     this.#lrFactor = state.lrFactor
     this.#norms = new UsualNorm(state.norms)
@@ -379,6 +379,14 @@ export function fromState({ settings, model, data }: TrainerState) {
     model: model as unknown as TrainedModel,
     ...(data && { fingerprint: data.fingerprint }),
   }
+}
+
+/**
+ * How sums of gradients are rounded depends on the rows that go through the model at once: once they are
+ * chosen, they stay, and a checkpoint knows them.
+ */
+function exactly(settings: TrainingSettings, { microBatch }: TrainerInfo): TrainingSettings {
+  return { ...settings, batchSize: microBatch }
 }
 
 /** Has the native part make a trainer, in the place of the one there is. */
