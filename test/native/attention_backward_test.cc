@@ -116,6 +116,23 @@ DIT_KERNEL_CASE("attention-backward/large-scores") {
   }
 }
 
+// Scores far below 0, where exp(-logSumExp) overflows: what stands for keys beyond the last must
+// not turn it into a sum.
+DIT_KERNEL_CASE("attention-backward/negative-scores") {
+  constexpr Sizes s = {1, 45, 1, 72};
+  for (DType act : {DType::F32, DType::BF16}) {
+    Values qkv = test.random(act, {1, s.tokens, 3 * s.d});
+    for (int64_t t = 0; t < s.tokens; t++) {
+      for (int64_t i = 0; i < s.d; i++) {
+        double *q = &qkv.v[t * 3 * s.d + i], *k = q + s.d;
+        *q = rounded(act, *q + 5);
+        *k = rounded(act, *k - 5);
+      }
+    }
+    check(test, s, forward(test, act, s, qkv));
+  }
+}
+
 // Scores of 1e8, whose last place is 8: nothing but numbers comes out.
 DIT_KERNEL_CASE("attention-backward/extreme-scores") {
   constexpr Sizes kSizes = {1, 45, 1, 64};

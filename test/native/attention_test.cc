@@ -118,15 +118,21 @@ DIT_KERNEL_CASE("attention/bits") {
       const Values third{act,
                          {1, tokens, 3 * c},
                          {qkv.v.begin() + 2 * tokens * 3 * c, qkv.v.begin() + 3 * tokens * 3 * c}};
-      DeviceTensor all = test.output(act, {5, tokens, c});
-      DeviceTensor one = test.output(act, {1, tokens, c});
-      test.ops().attention({.qkv = test.upload(qkv), .y = all, .heads = heads});
+      const DeviceTensor all = test.output(act, {5, tokens, c});
+      const DeviceTensor one = test.output(act, {1, tokens, c});
+      const DeviceTensor allSums = test.output(DType::F32, {5, heads, tokens});
+      const DeviceTensor oneSums = test.output(DType::F32, {1, heads, tokens});
+      const auto sameRow = [](const DeviceTensor& rows, const DeviceTensor& row) {
+        const std::vector<char> want = rows.bytes(), got = row.bytes();
+        return std::equal(got.begin(), got.end(), want.begin() + 2 * got.size());
+      };
+      test.ops().attention(
+          {.qkv = test.upload(qkv), .y = all, .heads = heads, .logSumExp = allSums});
       for (int threads : {1, 2, 3, 7}) {
         Ops ops(openBackend({.device = test.options().device, .threads = threads}));
-        ops.attention({.qkv = test.upload(third), .y = one, .heads = heads});
-        const std::vector<char> want = all.bytes(), got = one.bytes();
-        const size_t row = got.size();
-        EXPECT(std::equal(got.begin(), got.end(), want.begin() + 2 * row), threads, " threads");
+        ops.attention({.qkv = test.upload(third), .y = one, .heads = heads, .logSumExp = oneSums});
+        EXPECT(sameRow(all, one), threads, " threads");
+        EXPECT(sameRow(allSums, oneSums), threads, " threads, logSumExp");
       }
     }
   }

@@ -14,8 +14,8 @@
 //
 // A head is one thread's work, for dQ sums over all keys: a group of kKeys keys after the other,
 // and for each of them a step of kQueries queries after the other, whose P and dS stay in the
-// first-level cache. bfloat16: P and dS are rounded to bfloat16 where they are factors of a
-// product; the rest is float. A head's result depends on its own row only.
+// cache. bfloat16: P and dS are rounded to bfloat16 where they are factors of a product; the rest
+// is float. A head's result depends on its own row only.
 #include <algorithm>
 #include <cmath>
 
@@ -28,8 +28,8 @@ namespace dit::cpu::DIT_ISA {
 
 namespace {
 
-constexpr int64_t kKeys = 128;    // of a group, a multiple of kColumns
-constexpr int64_t kQueries = 64;  // of a step; even
+constexpr int64_t kKeys = 128;     // of a group, a multiple of kColumns
+constexpr int64_t kQueries = 128;  // of a step; even
 
 // One head of one row of the round.
 template <typename In>
@@ -41,25 +41,33 @@ struct Head {
   int64_t tokens, d;
 };
 
+// Floats are words of channels and of tokens at once.
+template <typename Product>
+constexpr bool kBothAtOnce = Product::kWord == 1;
+
 // What a thread's memory has where, in floats.
 template <typename Product>
 struct Layout {
   int64_t count = 0;
-  int64_t channelWords, width;                       // of a row of words of channels, of tokens
-  int64_t qChannels, dYChannels, qTokens, dYTokens;  // Q and dY of the head
+  int64_t channelWords;           // the words of a row of words of channels
+  int64_t channelStride, stride;  // from row to row: words of channels, words of tokens
+  int64_t qTokens, dYTokens, qChannels, dYChannels;  // Q and dY of the head
   int64_t logSumExp, delta, dQ;                      // of the head; in units of log 2; D; sums
   int64_t k, kT, vT, dKT, dVT;                       // of the group
   int64_t p, dS, dSRows;                             // of the step: of one block; of all
 
-  Layout(int64_t tokens, int64_t d) : channelWords(words<Product>(d)), width(wholeRegisters(d)) {
-    qChannels = take(tokens * channelWords);
-    dYChannels = take(tokens * channelWords);
-    qTokens = take(words<Product>(tokens) * width);
-    dYTokens = take(words<Product>(tokens) * width);
+  Layout(int64_t tokens, int64_t d)
+      : channelWords(words<Product>(d)),
+        channelStride(kBothAtOnce<Product> ? wholeRegisters(d) : channelWords),
+        stride(wholeRegisters(d)) {
+    qTokens = take(words<Product>(tokens) * stride);
+    dYTokens = take(words<Product>(tokens) * stride);
+    qChannels = kBothAtOnce<Product> ? qTokens : take(tokens * channelStride);
+    dYChannels = kBothAtOnce<Product> ? dYTokens : take(tokens * channelStride);
     logSumExp = take(tokens);
     delta = take(tokens);
-    dQ = take(tokens * width);
-    k = take(words<Product>(kKeys) * width);
+    dQ = take(tokens * stride);
+    k = take(words<Product>(kKeys) * stride);
     kT = take(channelWords * kKeys);
     vT = take(channelWords * kKeys);
     dKT = take(d * kKeys);
@@ -133,10 +141,12 @@ class HeadBackward {
 
   void packQueries() {
     const int64_t tokens = head_.tokens, d = head_.d;
-    packChannels(Product{}, head_.q, head_.qkvStride, tokens, d, memory_ + layout_.qChannels);
-    packChannels(Product{}, head_.dY, head_.yStride, tokens, d, memory_ + layout_.dYChannels);
     packTokens(Product{}, head_.q, head_.qkvStride, tokens, d, memory_ + layout_.qTokens);
     packTokens(Product{}, head_.dY, head_.yStride, tokens, d, memory_ + layout_.dYTokens);
+    if constexpr (!kBothAtOnce<Product>) {
+      packChannels(head_.q, head_.qkvStride, tokens, d, memory_ + layout_.qChannels);
+      packChannels(head_.dY, head_.yStride, tokens, d, memory_ + layout_.dYChannels);
+    }
     for (int64_t i = 0; i < tokens; i++) {
       const In *y = head_.y + i * head_.yStride, *dY = head_.dY + i * head_.yStride;
       Vec sum = {};
@@ -157,11 +167,13 @@ class HeadBackward {
     }
   }
 
-  // P and dS of a step and of the block that begins at key `from` of the group.
-  void makeWeights(int64_t query, int64_t queries, int64_t from, int64_t keys) {
+  // P and dS of a step and of the block that begins at key `from` of the group. (Inlined, the
+  // compiler runs out of registers for the sums.)
+  __attribute__((noinline)) void makeWeights(int64_t query, int64_t queries, int64_t from,
+                                             int64_t keys) {
     const int64_t channelWords = layout_.channelWords;
-    const Words q = denseWords(memory_ + layout_.qChannels, channelWords);
-    const Words dY = denseWords(memory_ + layout_.dYChannels, channelWords);
+    const Words q = denseWords(memory_ + layout_.qChannels, layout_.channelStride);
+    const Words dY = denseWords(memory_ + layout_.dYChannels, layout_.channelStride);
     const float* kT = memory_ + layout_.kT + from * channelWords;
     const float* vT = memory_ + layout_.vT + from * channelWords;
     const float* logSumExp = memory_ + layout_.logSumExp + query;
@@ -205,8 +217,8 @@ class HeadBackward {
   // dK^T and dV^T of the block that begins at key `from` of the group, of a step more.
   void addKeySums(int64_t query, int64_t queries, int64_t from) {
     const int64_t n = words<Product>(queries), at = query / Product::kWord, d = head_.d;
-    const Words q = denseWords(memory_ + layout_.qTokens + at * layout_.width, layout_.width);
-    const Words dY = denseWords(memory_ + layout_.dYTokens + at * layout_.width, layout_.width);
+    const Words q = denseWords(memory_ + layout_.qTokens + at * layout_.stride, layout_.stride);
+    const Words dY = denseWords(memory_ + layout_.dYTokens + at * layout_.stride, layout_.stride);
     const auto before = [&](const float* sum, int) { return query == 0 ? Vec{} : load(sum); };
     channelSums<Product>(dY, n, d, memory_ + layout_.p, memory_ + layout_.dVT + from * d, before);
     channelSums<Product>(q, n, d, memory_ + layout_.dS, memory_ + layout_.dKT + from * d, before);
@@ -215,31 +227,31 @@ class HeadBackward {
   // dQ of a step, of a group more.
   void addQuerySums(int64_t query, int64_t queries, int64_t keys, bool first) {
     int64_t channel = 0;
-    for (; channel + kColumns <= layout_.width; channel += kColumns) {
+    for (; channel + kColumns <= layout_.stride; channel += kColumns) {
       addQuerySums<2>(query, queries, keys, channel, first);
     }
-    if (channel < layout_.width) addQuerySums<1>(query, queries, keys, channel, first);
+    if (channel < layout_.stride) addQuerySums<1>(query, queries, keys, channel, first);
   }
 
   template <int kRegisters>
   void addQuerySums(int64_t query, int64_t queries, int64_t keys, int64_t channel, bool first) {
-    const int64_t width = layout_.width;
+    const int64_t stride = layout_.stride;
     const Words dS = denseWords(memory_ + layout_.dSRows, words<Product>(kKeys));
-    float* sums = memory_ + layout_.dQ + query * width + channel;
+    float* sums = memory_ + layout_.dQ + query * stride + channel;
     forTiles<kTile * 2 / kRegisters>(queries, 0, [&]<int kRows>(int64_t i) {
       Vec sum[kRows][kRegisters];
 #pragma GCC unroll 16
       for (int row = 0; row < kRows; row++) {
         for (int j = 0; j < kRegisters; j++) {
-          sum[row][j] = first ? Vec{} : load(sums + (i + row) * width + j * kLanes);
+          sum[row][j] = first ? Vec{} : load(sums + (i + row) * stride + j * kLanes);
         }
       }
-      accumulate<Product>(dS.at(i, 0), dS.rowBytes, 4, memory_ + layout_.k + channel, width,
+      accumulate<Product>(dS.at(i, 0), dS.rowBytes, 4, memory_ + layout_.k + channel, stride,
                           words<Product>(keys), sum);
 #pragma GCC unroll 16
       for (int row = 0; row < kRows; row++) {
         for (int j = 0; j < kRegisters; j++) {
-          store(sums + (i + row) * width + j * kLanes, sum[row][j]);
+          store(sums + (i + row) * stride + j * kLanes, sum[row][j]);
         }
       }
     });
@@ -258,7 +270,7 @@ class HeadBackward {
 
   void storeQueries() {
     for (int64_t i = 0; i < head_.tokens; i++) {
-      const float* sums = memory_ + layout_.dQ + i * layout_.width;
+      const float* sums = memory_ + layout_.dQ + i * layout_.stride;
       In* dQ = head_.dQ + i * head_.qkvStride;
       forLanes(head_.d,
                [&](int64_t j, auto lanes) { store(dQ + j, load(sums + j) * scale_, lanes); });

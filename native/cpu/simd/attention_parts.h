@@ -150,15 +150,6 @@ void packTokens(Floats, const In* x, int64_t rowStride, int64_t tokens, int64_t 
   }
 }
 
-// x [tokens, d] as words of channels: packed [tokens, words of channels].
-template <typename In>
-void packChannels(Floats, const In* x, int64_t rowStride, int64_t tokens, int64_t d,
-                  float* packed) {
-  for (int64_t i = 0; i < tokens; i++, x += rowStride, packed += d) {
-    forLanes(d, [&](int64_t j, auto lanes) { store(packed + j, load(x + j, lanes), lanes); });
-  }
-}
-
 #ifdef __AVX512BF16__
 
 // Two registers of floats to one of bfloat16 pairs: first in the lower halves of the lanes.
@@ -182,7 +173,8 @@ inline void packColumns(Bf16Pairs, const Bf16* x, int64_t rowStride, int64_t tok
   });
 }
 
-inline void packChannels(Bf16Pairs, const Bf16* x, int64_t rowStride, int64_t tokens, int64_t d,
+// x [tokens, d] as words of channels: packed [tokens, words of channels].
+inline void packChannels(const Bf16* x, int64_t rowStride, int64_t tokens, int64_t d,
                          float* packed) {
   const int64_t rowWords = words<Bf16Pairs>(d);
   for (int64_t i = 0; i < tokens; i++, x += rowStride, packed += rowWords) {
