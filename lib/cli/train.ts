@@ -159,6 +159,10 @@ function addOptimiserOptions(command: Command): void {
 }
 
 async function train(flags: TrainFlags, context: Context): Promise<void> {
+  const { steps, epochs, resume } = flags
+  if ((steps ?? epochs ?? resume) === undefined) {
+    throw invalidOption('--steps', 'a number of steps, or --epochs,', undefined)
+  }
   const terminated = new AbortController()
   // The second time, nothing is waited for.
   const onTerminate = () => terminated.abort()
@@ -166,6 +170,7 @@ async function train(flags: TrainFlags, context: Context): Promise<void> {
   const signal = AbortSignal.any([context.signal, terminated.signal])
   const progress = new Progress({ quiet: flags.quiet === true })
   const told = new Report(flags, progress)
+  signal.addEventListener('abort', () => told.stopping(), { once: true })
   const begin = performance.now()
   let stopped = false
   let dit: DiT | undefined
@@ -273,6 +278,10 @@ class Report {
       `${scaled(imagesPerSecond, '').trim()} images/s`
     const total = this.#total ?? Number.POSITIVE_INFINITY
     this.#progress.update('training', 'steps', step, total, { detail, begun: this.#begun })
+  }
+
+  stopping(): void {
+    this.#say('stopping, after a checkpoint; a second time stops at once')
   }
 
   #say(text: string): void {

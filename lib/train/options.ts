@@ -260,6 +260,7 @@ export const trainSchema = v.strictObject({
 
 const byteUnits: Record<string, number> = {
   '': 1,
+  k: 1e3,
   K: 1e3,
   M: 1e6,
   G: 1e9,
@@ -274,7 +275,7 @@ const byteUnits: Record<string, number> = {
 export function parseBytes(value: unknown): number | undefined {
   if (isInteger(value, 1, Number.MAX_SAFE_INTEGER)) return value
   const [, number, unit = ''] =
-    /^(\d+(?:\.\d+)?) ?((?:[KMGT]i?)?)B?$/.exec(typeof value === 'string' ? value : '') ?? []
+    /^(\d+(?:\.\d+)?) ?((?:k|[KMGT]i?)?)B?$/.exec(typeof value === 'string' ? value : '') ?? []
   const bytes = Math.floor(Number(number) * (byteUnits[unit] as number))
   return Number.isSafeInteger(bytes) && bytes > 0 ? bytes : undefined
 }

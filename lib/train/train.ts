@@ -196,33 +196,28 @@ class Training {
     const { steps, flip, seed, globalBatch } = settings
     const signal = this.#signal
     if (steps !== null && trainer.steps >= steps) return
-    const left = new AbortController()
     const batches = data.batches({
       batchSize: globalBatch,
       seed: BigInt(seed),
       position: this.#position,
       flip,
-      signal: AbortSignal.any([signal, left.signal]),
+      signal,
     })
     try {
-      let next = ahead(batches)
       while (steps === null || trainer.steps < steps) {
         signal.throwIfAborted()
         const begin = performance.now()
-        const { value: batch, done } = await next
-        if (done || batch === undefined) return
-        const waited = (performance.now() - begin) / 1000
-        // The next batch is made while this one is trained on.
-        next = ahead(batches)
+        // The one after it is made while this one is trained on.
+        const { value: batch } = await batches.next()
+        if (!batch) return
         yield* this.#skipped(batch)
         const rows = await toRows(batch, data, host.vae, host.engine, signal)
         const metrics = await trainer.advance(rows, signal)
         this.#position = batch.position
-        this.#meter.add(metrics, (performance.now() - begin) / 1000, waited)
+        this.#meter.add(metrics, (performance.now() - begin) / 1000, batch.waited)
         yield* this.#after(metrics)
       }
     } finally {
-      left.abort() // whatever the next batch waits for
       await batches.return()
     }
   }
@@ -237,7 +232,7 @@ class Training {
     if (!applied || step % logEvery === 0 || step === steps) yield* this.#tell(metrics)
     if (!applied && trainer.skippedInRow >= maxSkipped) yield* this.#rollBack(outcome)
     if (!applied) return
-    if (folder && step % saveEvery === 0) yield* this.#trySave()
+    if (folder && step % saveEvery === 0 && step !== steps) yield* this.#trySave()
     if (sampleEvery !== undefined && step % sampleEvery === 0) yield* this.#makeSamples()
   }
 
@@ -372,11 +367,4 @@ class Training {
     const message = error instanceof Error ? error.message : String(error)
     return { type: 'warning', step: this.#opened.trainer.steps, message, error }
   }
-}
-
-/** Asks for the next batch, whose error is told when it is awaited. */
-function ahead(batches: AsyncGenerator<DataBatch, void, undefined>) {
-  const next = batches.next()
-  next.catch(() => {})
-  return next
 }

@@ -17,16 +17,22 @@ export interface Ended {
  * One that has not ended after 50 s is killed, which `signal` tells.
  */
 export function runModule(source: string, ...flags: string[]): Promise<Ended> {
-  const args = [
-    '--import',
-    import.meta.resolve('tsx'),
-    ...flags,
-    '--input-type=module',
-    '-e',
-    source,
-  ]
+  return run([process.execPath, ...moduleArguments(source, flags)])
+}
+
+/** The same in a process that can write no file of more than `kilobytes`, as if the disk were full. */
+export function runModuleWithin(kilobytes: number, source: string): Promise<Ended> {
+  const shell = ['bash', '-c', 'ulimit -f "$0" && exec "$@"', String(kilobytes)]
+  return run([...shell, process.execPath, ...moduleArguments(source, [])])
+}
+
+function moduleArguments(source: string, flags: string[]): string[] {
+  return ['--import', import.meta.resolve('tsx'), ...flags, '--input-type=module', '-e', source]
+}
+
+function run([file, ...args]: string[]): Promise<Ended> {
   return new Promise((resolve, reject) => {
-    const child = spawn(process.execPath, args, { cwd: root, stdio: ['ignore', 'pipe', 'pipe'] })
+    const child = spawn(file as string, args, { cwd: root, stdio: ['ignore', 'pipe', 'pipe'] })
     let stdout = ''
     let stderr = ''
     child.stdout.setEncoding('utf8').on('data', (text: string) => {

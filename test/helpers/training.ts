@@ -68,7 +68,7 @@ export async function trainTiny(
   data: Parameters<DiT['train']>[0] = endless,
 ): Promise<TrainEvent[]> {
   await using dit = await tinyModel()
-  return collect(dit.train(data, { ...quick, ...options }))
+  return await collect(dit.train(data, { ...quick, ...options }))
 }
 
 export async function collect<T>(events: AsyncIterable<T>): Promise<T[]> {
