@@ -409,6 +409,7 @@ export class DiT {
   /**
    * Trains the model, and tells of every step. Leaving the loop ends the training; where there is an
    * `out`, a checkpoint is saved then. Sampling, also meanwhile, uses the averaged (EMA) weights.
+   * Another training starts from the weights that were loaded, not from what this one makes of them.
    *
    * Only events of the type 'step' have losses; see `TrainEvent` for the others.
    *

@@ -1,12 +1,15 @@
 // `dit train`: from a folder of images to a model, through the command line.
 // timeout: 120s
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
 import { existsSync, mkdirSync, readdirSync, readFileSync } from 'node:fs'
 import path from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
 import sharp from 'sharp'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { type CliOptions, dit, ditJson } from './helpers/cli.js'
-import { temporaryFolder } from './helpers/files.js'
+import { dit, ditJson } from './helpers/cli.js'
+import { fixture, temporaryFolder } from './helpers/files.js'
 import { item, tiny, weights } from './helpers/training.js'
 
 const names = ['crossed', 'lying', 'standing']
@@ -26,13 +29,13 @@ async function imageFolder(): Promise<string> {
   return folder
 }
 
-const { numClasses: _, ...size } = tiny
-const fresh = ['--config', JSON.stringify({ ...size, numClasses: 3 }), '--precision', 'fp32']
+const precise = ['--precision', 'fp32']
+const fresh = ['--config', JSON.stringify(tiny), ...precise]
 const quick = ['--batch-size', '4', '--lr', '1e-3', '--ema-decay', '0.9', '--seed', '7']
 const common = (data: string, out: string) => ['train', '--data', data, '--out', out]
 
-async function train(args: string[], options?: CliOptions) {
-  const ended = await dit([...args, '--threads', '1'], options)
+async function train(args: string[]) {
+  const ended = await dit([...args, '--threads', '1'])
   assert.is(ended.status, 0, ended.stderr)
   return ended
 }
@@ -66,27 +69,73 @@ test('dit train: a model from images, and one line about it', async () => {
   assert.match(sampled.stdout, /class 2 \(standing\)/)
 })
 
-test('dit train: Ctrl-C saves and exits with 0; --resume ends as without it', async () => {
-  const data = await imageFolder()
-  const [whole, parted] = [temporaryFolder(), temporaryFolder()]
-  const flags = [...fresh, ...quick, '--steps', '40', '--save-every', '1000', '--debug']
-  await train([...common(data, whole), ...flags, '--quiet'])
+/** Runs `dit`, which gets each signal as soon as `when` is true. */
+async function interrupted(args: string[], signals: [NodeJS.Signals, when: () => boolean][]) {
+  const main = path.join(path.dirname(fixture()), '../lib/cli/main.ts')
+  const child = spawn(process.execPath, ['--import', import.meta.resolve('tsx'), main, ...args], {
+    stdio: ['ignore', 'pipe', 'inherit'],
+  })
+  const ended = once(child, 'close')
+  let stdout = ''
+  child.stdout.setEncoding('utf8').on('data', (text: string) => {
+    stdout += text
+  })
+  for (const [signal, when] of signals) {
+    while (child.exitCode === null && !when()) await sleep(1)
+    child.kill(signal)
+  }
+  const [status, signal] = (await ended) as [number | null, NodeJS.Signals | null]
+  return { status, signal, stdout }
+}
 
-  const { stdout } = await train([...common(data, parted), ...flags], { interruptAt: /seed 7/ })
-  const step = Number(/step (\d+)/.exec(stdout)?.[1])
-  if (step < 40) assert.match(stdout, /stopped, saved; go on with --resume/)
-  const result = JSON.parse(
-    (await train([...common(data, parted), '--resume', '--json', '--precision', 'fp32'])).stdout,
+const lines = (out: string) => {
+  const file = path.join(out, 'metrics.jsonl')
+  return existsSync(file) ? readFileSync(file, 'utf8').trim().split('\n') : []
+}
+
+for (const signal of ['SIGINT', 'SIGTERM'] as const) {
+  test(`dit train: ${signal} saves and exits with 0; --resume ends as without it`, async () => {
+    const data = await imageFolder()
+    const [whole, parted] = [temporaryFolder(), temporaryFolder()]
+    const flags = [...fresh, ...quick, '--steps', '400', '--threads', '1', '--quiet']
+    await train([...common(data, whole), ...flags])
+
+    const ended = await interrupted(
+      [...common(data, parted), ...flags, '--json'],
+      [[signal, () => lines(parted).length > 20]],
+    )
+    assert.is(ended.status, 0)
+    const { step, stopped } = JSON.parse(ended.stdout)
+    assert.ok(stopped && step > 20 && step < 400, ended.stdout)
+    const { stdout } = await train([...common(data, parted), '--resume', '--json', ...precise])
+    assert.is(JSON.parse(stdout).step, 400)
+    assert.is(JSON.parse(stdout).stopped, false)
+    const checkpoint = (out: string) => weights(path.join(out, 'checkpoints/latest'))
+    assert.equal(checkpoint(parted), checkpoint(whole))
+    const losses = (out: string) => lines(out).map((line) => JSON.parse(line).loss)
+    assert.equal(losses(parted), losses(whole))
+  })
+}
+
+test('dit train: a second Ctrl-C does not wait for the save', async () => {
+  const data = await imageFolder()
+  const out = temporaryFolder()
+  const large = JSON.stringify({ ...tiny, depth: 4, hidden: 256, heads: 4 })
+  const saving = () => {
+    const names = readdirSync(path.join(out, 'checkpoints'))
+    return names.some((name) => name.endsWith('.tmp'))
+  }
+  const flags = ['--config', large, ...precise, ...quick, '--steps', '1000', '--quiet']
+  const { signal, stdout } = await interrupted(
+    [...common(data, out), ...flags],
+    [
+      ['SIGINT', () => lines(out).length > 0],
+      ['SIGINT', saving],
+    ],
   )
-  assert.equal([result.step, result.stopped], [40, false])
-  const checkpoint = (out: string) => weights(path.join(out, 'checkpoints/latest'))
-  assert.equal(checkpoint(parted), checkpoint(whole))
-  const lines = (out: string) =>
-    readFileSync(path.join(out, 'metrics.jsonl'), 'utf8')
-      .trim()
-      .split('\n')
-      .map((line) => JSON.parse(line).loss)
-  assert.equal(lines(parted), lines(whole))
+  assert.is(signal, 'SIGINT', 'which a shell tells as status 130')
+  assert.is(stdout, '')
+  assert.not.ok(existsSync(path.join(out, 'checkpoints/latest')))
 })
 
 test('dit train: wrong command lines', async () => {
@@ -99,6 +148,7 @@ test('dit train: wrong command lines', async () => {
   }
   await refused([...fresh], 2, /a number of steps, or --epochs, for --steps/)
   await refused(['--steps', '3'], 2, /preset or JSON, or a --model to train on, for --config/)
+  await refused(['--resume'], 2, /there is no checkpoint in .* yet/)
   await refused([...fresh, '--lr', 'fast'], 2, /Expected a number/)
   await refused([...fresh, '--checkpointing', 'some'], 2, /checkpointing/)
   await refused([...fresh, '--config', 'none.json'], 2, /no such file/)

@@ -458,6 +458,23 @@ test('a training goes on in another process, bit for bit', async () => {
   assert.equal(weights(latest(out)), want.weights)
 })
 
+test('dit.trainer goes on with what dit.train began, and the other way round', async () => {
+  const out = temporaryFolder()
+  const own = path.join(temporaryFolder(), 'own')
+  await trainTiny({ steps: 2, out })
+  {
+    await using dit = await tinyModel()
+    using trainer = await dit.trainer()
+    await trainer.resume(latest(out))
+    await trainer.step(rows(16, 8))
+    await trainer.save(own)
+  }
+  await trainTiny({ steps: 3, out, resume: true })
+  assert.equal(weights(own), weights(latest(out)))
+  const [step] = ofType(await trainTiny({ steps: 4, resume: own }), 'step')
+  assert.equal([step?.step, step?.position], [4, 8], 'the data from its beginning')
+})
+
 test('resume: a new training needs a new folder; an old one, the same options', async () => {
   const out = temporaryFolder()
   await trainTiny({ steps: 2, out })

@@ -213,7 +213,8 @@ async function openModel(flags: TrainFlags, signal: AbortSignal, progress: Progr
   }
   const checkpoint = resume === true ? await (await RunFolder.open(out)).latest() : resume
   if (checkpoint) return DiT.load(checkpoint, { ...common, weights: 'model' })
-  throw invalidOption('--config', 'a preset or JSON, or a --model to train on,', undefined)
+  const why = resume ? ` (there is no checkpoint in ${out} yet)` : ''
+  throw invalidOption('--config', `a preset or JSON, or a --model to train on${why},`, undefined)
 }
 
 interface Result {

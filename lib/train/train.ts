@@ -322,7 +322,6 @@ class Training {
     const position = this.#position
     if (!folder) return undefined
     if (this.#saved?.step === step && this.#saved.position === position) return undefined
-    if (step === 0) return undefined
     const state: DataState = {
       position,
       skippedItems: this.#skippedItems,

@@ -181,7 +181,10 @@ export class Trainer {
     })
   }
 
-  /** Ends the training; the model keeps its averaged weights. Another trainer may follow. */
+  /**
+   * Ends the training; the model keeps its averaged weights. Another trainer may follow, which starts
+   * from the weights that were loaded, or resumes.
+   */
   close(): void {
     if (this.#closed) return
     this.#closed = true
