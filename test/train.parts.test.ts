@@ -12,13 +12,14 @@ import { writeFile } from 'node:fs/promises'
 import path from 'node:path'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import type { SaveRequest } from '../bindings.js'
+import type { EncodeRequest, Model, SaveRequest } from '../bindings.js'
+import type { OpenData } from '../lib/data/types.js'
 import { DiTError } from '../lib/errors.js'
 import { completeConfig } from '../lib/formats/dit_config.js'
 import { defaultSchedule } from '../lib/formats/schedule_config.js'
 import { resolveSource } from '../lib/formats/source.js'
-import { itemSize } from '../lib/formats/types.js'
-import type { Engine } from '../lib/jobs.js'
+import { itemSize, type VaeConfig } from '../lib/formats/types.js'
+import type { DoneEvent, Engine } from '../lib/jobs.js'
 import { check } from '../lib/options.js'
 import { readState, readTensors } from '../lib/train/checkpoint.js'
 import { MetricsLog } from '../lib/train/metrics_log.js'
@@ -28,6 +29,7 @@ import {
   type TrainOptions,
   trainSchema,
 } from '../lib/train/options.js'
+import { toRows } from '../lib/train/rows.js'
 import { RunFolder } from '../lib/train/run_folder.js'
 import { learningRate } from '../lib/train/schedules.js'
 import { UsualNorm } from '../lib/train/spikes.js'
@@ -273,6 +275,61 @@ test('what is not given is as it was; a function must be given again', () => {
     /the function that the training began/,
   )
   assert.is(resolveSettings({ schedule: (step) => step }, config, function_).schedule, 'function')
+})
+
+// ---- images for a model of latents ----
+
+test('images become posteriors, a few per job, in their order', async () => {
+  const [height, width, n] = [512, 512, 3] // one per job
+  const pixels = 3 * height * width
+  const sizes: number[] = []
+  const runAll: Engine['runAll'] = async (parts) => {
+    const asked: EncodeRequest[] = []
+    const model = { encode: (request: EncodeRequest) => asked.push(request) } as unknown as Model
+    for (const { start } of parts) start(model)
+    // The mean is the image's first number, the deviation its second; 2 latents of 2 numbers.
+    return parts
+      .map(({ finish }, i) => {
+        const { images, n: rows, moments } = asked[i] as EncodeRequest
+        assert.ok(moments)
+        sizes.push(rows)
+        const floats = Array.from({ length: rows }, (_, row) => {
+          const [first, second] = images.subarray(row * pixels)
+          return [first, first, second, second]
+        }).flat() as number[]
+        return { finish, done: { floats: Float32Array.from(floats) } as unknown as DoneEvent }
+      })
+      .reverse() // jobs may end in any order
+      .map(({ finish, done }) => finish(done))
+  }
+  const x = new Float32Array(n * pixels)
+  for (let i = 0; i < n; i++) x.set([i + 0.25, i + 0.5], i * pixels)
+  const batch = {
+    x,
+    deviation: null,
+    labels: Int32Array.of(2, 0, 1),
+    position: 3,
+    waited: 0,
+    skipped: [],
+  }
+  const data = {
+    kind: 'images',
+    shape: [3, height, width],
+    scale: 1,
+    shift: 0,
+  } as never as OpenData
+  const vae = { scalingFactor: 0.5, shiftFactor: 0.125 } as VaeConfig
+  const { signal } = new AbortController()
+  const engine = { runAll } as unknown as Engine
+  const rows = await toRows(batch, data, vae, engine, signal)
+  assert.equal(sizes, [1, 1, 1])
+  assert.equal([...rows.x], [0.25, 0.25, 1.25, 1.25, 2.25, 2.25])
+  assert.equal([...(rows.deviation as Float32Array)], [0.5, 0.5, 1.5, 1.5, 2.5, 2.5])
+  assert.equal([rows.n, rows.scale, rows.shift, [...rows.labels]], [3, 0.5, 0.125, [2, 0, 1]])
+
+  const asIs = await toRows(batch, data, undefined, engine, signal)
+  assert.is(asIs.x, x, 'a model of pixels')
+  assert.is(asIs.deviation, null)
 })
 
 // ---- metrics.jsonl ----
