@@ -12,7 +12,7 @@ import { writeFile } from 'node:fs/promises'
 import path from 'node:path'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import type { EncodeRequest, Model, SaveRequest } from '../bindings.js'
+import type { AccumulateRequest, EncodeRequest, Model, SaveRequest } from '../bindings.js'
 import type { OpenData } from '../lib/data/types.js'
 import { DiTError } from '../lib/errors.js'
 import { completeConfig } from '../lib/formats/dit_config.js'
@@ -34,6 +34,7 @@ import { RunFolder } from '../lib/train/run_folder.js'
 import { learningRate } from '../lib/train/schedules.js'
 import { UsualNorm } from '../lib/train/spikes.js'
 import { checkUnchanged, newState, type TrainedModel } from '../lib/train/state.js'
+import { Trainer } from '../lib/train/trainer.js'
 import { rejects, temporaryFolder } from './helpers/files.js'
 import { tiny } from './helpers/training.js'
 
@@ -330,6 +331,64 @@ test('images become posteriors, a few per job, in their order', async () => {
   const asIs = await toRows(batch, data, undefined, engine, signal)
   assert.is(asIs.x, x, 'a model of pixels')
   assert.is(asIs.deviation, null)
+})
+
+// ---- rows for the native part ----
+
+test('a step is cut into jobs of at most 4 MiB, of whole micro-batches', async () => {
+  const large = completeConfig({ ...tiny, latentSize: 128, patchSize: 16 })
+  const asked: AccumulateRequest[] = []
+  const native = { train: () => 0, accumulate: (job: AccumulateRequest) => asked.push(job) }
+  const result = { outcome: 'applied', step: 1, gradNorm: 1, quartileLoss: [] }
+  const engine = {
+    async run(start: (model: Model) => number) {
+      start({ ...native, apply: () => 0 } as unknown as Model)
+      return { trainer: { microBatch: 24, step: 0 }, step: result }
+    },
+  } as unknown as Engine
+  const host = { engine, model: { ...model, config: large }, release() {} }
+  const trainer = await Trainer.open(host, {}, resolveSettings({}, large))
+  const n = 100
+  const size = 128 * 128
+  const row = (i: number, value: number) => new Float32Array(size).fill(i + value)
+  const all = (value: number) => {
+    const data = new Float32Array(n * size)
+    for (let i = 0; i < n; i++) data.set(row(i, value), i * size)
+    return { data, shape: [n, 1, 128, 128] }
+  }
+  const y = Array.from({ length: n }, (_, i) => i % 3)
+  const t = y.map((_, i) => i)
+  const drop = y.map((label) => label === 1)
+
+  const firsts = (jobs: AccumulateRequest[]) => jobs.map(({ firstRow, n }) => [firstRow, n])
+  await trainer.step({ x: all(0.25), y })
+  assert.equal(
+    firsts(asked),
+    [
+      [0, 48],
+      [48, 48],
+      [96, 4],
+    ],
+    '64 rows are 4 MiB, 48 two micro-batches',
+  )
+  assert.ok(asked.every(({ noise, timesteps, drop }) => (noise ?? timesteps ?? drop) === null))
+
+  asked.length = 0
+  await trainer.step({ x: all(0.25), y, t, drop, noise: all(0.5) })
+  assert.equal(
+    firsts(asked),
+    Array.from({ length: 5 }, (_, i) => [24 * i, i < 4 ? 24 : 4]),
+  )
+  for (const job of asked) {
+    const { firstRow, n: rows, x, noise, labels, timesteps, globalBatch } = job
+    assert.is(globalBatch, n)
+    assert.is(x.length, rows * size)
+    for (let i = 0; i < rows; i++) {
+      const at = firstRow + i
+      const numbers = [x[i * size], noise?.[i * size], labels[i], timesteps?.[i], job.drop?.[i]]
+      assert.equal(numbers, [at + 0.25, at + 0.5, at % 3, at, at % 3 === 1 ? 1 : 0])
+    }
+  }
 })
 
 // ---- metrics.jsonl ----

@@ -203,7 +203,16 @@ test('a spike in the gradient is skipped once 100 steps tell what is usual', asy
   assert.ok(gradNorm > 10, `${gradNorm}`)
   assert.is((await trainer.step(rows(200, 2))).outcome, 'applied')
 
+  // What is usual is part of a checkpoint.
+  const folder = path.join(temporaryFolder(), 'checkpoint')
+  await trainer.save(folder)
   trainer.close()
+  const resumed = await dit.trainer()
+  await resumed.resume(folder)
+  const again = await resumed.step(spike())
+  assert.equal([again.step, again.outcome, again.skippedSteps], [101, 'spike', 2])
+  resumed.close()
+
   using tolerant = await dit.trainer({ ...quick, spikeFactor: 0 })
   for (let i = 0; i < 100; i++) await tolerant.step(rows(2 * i, 2))
   assert.is((await tolerant.step(spike())).outcome, 'applied')
@@ -245,7 +254,7 @@ test('too many, and training goes back, at a lower rate, to other data', async (
   const [rollback] = ofType(events, 'rollback')
   assert.is(ofType(events, 'rollback').length, 1)
   assert.equal([rollback?.from, rollback?.step, rollback?.lrFactor], [7, 6, 0.5])
-  assert.match(rollback?.folder as string, /checkpoints\/latest$/)
+  assert.match(rollback?.folder as string, /checkpoints\/step-0000006$/)
   const after = events.slice(events.indexOf(rollback as TrainEvent))
   const steps = ofType(after, 'step')
   assert.equal(
@@ -473,6 +482,23 @@ test('dit.trainer goes on with what dit.train began, and the other way round', a
   assert.equal(weights(own), weights(latest(out)))
   const [step] = ofType(await trainTiny({ steps: 4, resume: own }), 'step')
   assert.equal([step?.step, step?.position], [4, 8], 'the data from its beginning')
+})
+
+test('a training goes on bit for bit in every precision of this machine', async () => {
+  const [cpu] = await DiT.devices()
+  assert.ok(cpu?.available && cpu.precisions.includes('fp32'))
+  for (const precision of cpu.precisions) {
+    const outs = [temporaryFolder(), temporaryFolder()] as const
+    const run = async (out: string, steps: number) => {
+      await using dit = await DiT.create(tiny, { precision, seed: 1 })
+      assert.is(dit.precision, precision)
+      await collect(dit.train(endless, { ...quick, out, steps, resume: true }))
+    }
+    await run(outs[0], 6)
+    await run(outs[1], 2)
+    await run(outs[1], 6)
+    assert.equal(weights(latest(outs[0])), weights(latest(outs[1])), precision)
+  }
 })
 
 test('resume: a new training needs a new folder; an old one, the same options', async () => {

@@ -5,7 +5,7 @@
 //   samples/step-0000100.png   sample grids
 //   model.safetensors          the averaged weights, at the end
 
-import { mkdir, readdir, rename, rm, symlink } from 'node:fs/promises'
+import { mkdir, readdir, readlink, rename, rm, symlink } from 'node:fs/promises'
 import path from 'node:path'
 import { DiTError, fileError } from '../errors.js'
 import type { Engine } from '../jobs.js'
@@ -80,8 +80,8 @@ export class RunFolder {
 
   /** The checkpoint to go on from: what `latest` names, or else the one of the last step. */
   async latest(): Promise<string | undefined> {
-    const linked = path.join(this.#checkpoints, 'latest')
-    if (await isCheckpoint(linked)) return linked
+    const linked = await this.#linked()
+    if (linked !== undefined && (await isCheckpoint(linked))) return linked
     const last = (await this.#list()).at(-1)
     return last === undefined ? undefined : path.join(this.#checkpoints, last)
   }
@@ -128,6 +128,16 @@ export class RunFolder {
     const aside = path.join(this.#checkpoints, `${name}.old${unfinished}`)
     await rename(path.join(this.#checkpoints, name), aside)
     await rm(aside, { recursive: true })
+  }
+
+  /** The folder that `latest` names. */
+  async #linked(): Promise<string | undefined> {
+    try {
+      return path.join(this.#checkpoints, await readlink(path.join(this.#checkpoints, 'latest')))
+    } catch (cause) {
+      if ((cause as NodeJS.ErrnoException).code === 'ENOENT') return undefined
+      throw fileError(this.#checkpoints, 'read', cause)
+    }
   }
 
   async #link(name: string): Promise<void> {
