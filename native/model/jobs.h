@@ -20,8 +20,9 @@ namespace dit {
 
 struct CloseRequest {};
 
-using Request = std::variant<ModelSpec, SampleRequest, DenoiseRequest, DecodeRequest, EncodeRequest,
-                             SaveRequest, CloseRequest>;
+using Request =
+    std::variant<ModelSpec, SampleRequest, DenoiseRequest, DecodeRequest, EncodeRequest,
+                 SaveRequest, TrainerRequest, AccumulateRequest, ApplyRequest, CloseRequest>;
 
 struct Job {
   uint64_t id = 0;

@@ -29,13 +29,35 @@ ModelInfo LoadedModel::info() {
   info.weightBytes = dit->weightBytes();
   info.vaeBytes = vae ? vae->bytes() : 0;
   info.activationBytes = dit->activationBytes() + sampler->bytes();
+  if (trainer) {
+    const TrainerInfo training = trainer->info();
+    info.trainerBytes = training.parameterBytes + training.activationBytes;
+  }
   return info;
+}
+
+std::shared_ptr<WeightSource> LoadedModel::samplingWeights() {
+  if (trainer) return trainer->values(Trainer::Part::Ema);
+  return ditWeights;
+}
+
+void LoadedModel::refresh() {
+  if (!stale || sampler->freeLanes() < sampler->maxLanes()) return;
+  dit->reload(*samplingWeights());
+  sampler->weightsChanged();
+  stale = false;
 }
 
 Vae& LoadedModel::needVae(const char* what) {
   DIT_CHECK(vae, ErrorCode::Option, what,
             ": this model has no VAE; give one with the option `vae` when it is loaded");
   return *vae;
+}
+
+Trainer& LoadedModel::needTrainer(const char* what) {
+  DIT_CHECK(trainer, ErrorCode::Option, what,
+            ": this model is not in training; make a trainer first");
+  return *trainer;
 }
 
 }  // namespace dit

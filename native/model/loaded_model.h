@@ -15,14 +15,23 @@ struct LoadedModel {
 
   ModelSpec spec;
   Ops ops;
-  std::unique_ptr<WeightSource> ditWeights, vaeWeights;
+  std::shared_ptr<WeightSource> ditWeights, vaeWeights;  // as they were loaded
   std::optional<Dit> dit;
   std::optional<Vae> vae;
   std::optional<Sampler> sampler;
+  std::unique_ptr<Trainer> trainer;
+  bool stale = false;  // `dit` has other values than samplingWeights()
 
   ModelInfo info();
-  // Throws Option without a VAE.
+  // Throw Option without one.
   Vae& needVae(const char* what);
+  Trainer& needTrainer(const char* what);
+
+  // What sampling is to use: the EMA of a model in training, else what was loaded.
+  std::shared_ptr<WeightSource> samplingWeights();
+  // Brings `dit` up to date, unless an image is in the making: it ends with the weights that it
+  // began with, and so do those that join it.
+  void refresh();
 };
 
 }  // namespace dit

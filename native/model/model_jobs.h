@@ -15,6 +15,15 @@ JobEvent runJob(LoadedModel& model, const DecodeRequest& request, const Checkpoi
 JobEvent runJob(LoadedModel& model, const EncodeRequest& request, const Checkpoint& checkpoint);
 JobEvent runJob(LoadedModel& model, const SaveRequest& request);
 
+// ---- training (training_jobs.cc)
+
+// `progress` throws when nobody wants the job any more. A trainer that there was is gone even when
+// this fails.
+JobEvent runJob(LoadedModel& model, const TrainerRequest& request, const LoadProgress& progress);
+// The caller sees to it that the trainer discards the step when this fails.
+JobEvent runJob(LoadedModel& model, const AccumulateRequest& request, const Checkpoint& checkpoint);
+JobEvent runJob(LoadedModel& model, const ApplyRequest& request);
+
 // ---- what requests have in common
 
 void checkCount(const char* name, size_t got, int64_t expected);

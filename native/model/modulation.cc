@@ -55,7 +55,7 @@ std::vector<int32_t> ModulationCache::require(const std::vector<Need>& now,
         pages_.begin(), pages_.end(), [&](const Page& page) { return page.lastUsed != clock_; }));
     if (products() > freePages) {
       // What is needed now lies scattered over the pages: compute all of it again, together.
-      for (Page& page : pages_) page = {};
+      clear();
       needs = missing(now);
     }
     const size_t room = products() * kRows;
@@ -72,6 +72,10 @@ std::vector<int32_t> ModulationCache::require(const std::vector<Need>& now,
     entries.push_back(*entry);
   }
   return entries;
+}
+
+void ModulationCache::clear() {
+  for (Page& page : pages_) page = {};
 }
 
 // Writes the pairs to the pages that were not used for longest, never to one in use now.

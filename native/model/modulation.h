@@ -32,6 +32,9 @@ class ModulationCache {
   std::vector<int32_t> require(const std::vector<Need>& now, const std::vector<Need>& soon,
                                const Checkpoint& checkpoint);
 
+  // Forgets all pairs: the weights have changed.
+  void clear();
+
   const Tensor& table() const { return table_; }
   size_t bytes() const { return memory_.bytes(); }
 

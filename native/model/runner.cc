@@ -41,22 +41,18 @@ class Runner::State {
 
   // Runs a job, or lets a sample job join.
   void begin(const std::shared_ptr<Job>& job) {
-    jobs_.guarded(*job, [&] {
+    const bool succeeded = jobs_.guarded(*job, [&] {
       jobs_.checkpoint(*job);
       std::visit([&](auto& request) { execute(job, request); }, job->request);
     });
+    const bool rowsAreMissing =
+        !succeeded && std::holds_alternative<AccumulateRequest>(job->request);
+    if (rowsAreMissing && model_ && model_->trainer) model_->trainer->discard();
   }
 
   void execute(const std::shared_ptr<Job>& job, ModelSpec& spec) {
     DIT_CHECK(!model_, ErrorCode::Internal, "the model is loaded already");
-    const Checkpoint checkpoint = checkpointOf(*job);
-    model_ = std::make_unique<LoadedModel>(
-        std::move(spec),
-        [&](int64_t done, int64_t total) {
-          checkpoint();
-          jobs_.progress(*job, done, total);
-        },
-        checkpoint);
+    model_ = std::make_unique<LoadedModel>(std::move(spec), progressOf(*job), checkpointOf(*job));
     sampling_.emplace(jobs_, *model_);
     finish(*job, {});
   }
@@ -77,6 +73,15 @@ class Runner::State {
   void execute(const std::shared_ptr<Job>& job, const SaveRequest& request) {
     finish(*job, runJob(loaded(), request));
   }
+  void execute(const std::shared_ptr<Job>& job, const TrainerRequest& request) {
+    finish(*job, runJob(loaded(), request, progressOf(*job)));
+  }
+  void execute(const std::shared_ptr<Job>& job, const AccumulateRequest& request) {
+    finish(*job, runJob(loaded(), request, checkpointOf(*job)));
+  }
+  void execute(const std::shared_ptr<Job>& job, const ApplyRequest& request) {
+    finish(*job, runJob(loaded(), request));
+  }
   void execute(const std::shared_ptr<Job>&, const CloseRequest&) {}  // not reached: run() ends
 
   LoadedModel& loaded() {
@@ -86,6 +91,13 @@ class Runner::State {
 
   Checkpoint checkpointOf(const Job& job) {
     return [this, &job] { jobs_.checkpoint(job); };
+  }
+
+  LoadProgress progressOf(const Job& job) {
+    return [this, &job](int64_t done, int64_t total) {
+      jobs_.checkpoint(job);
+      jobs_.progress(job, done, total);
+    };
   }
 
   void finish(const Job& job, JobEvent event) {
@@ -117,6 +129,11 @@ uint64_t Runner::denoise(DenoiseRequest request) {
 uint64_t Runner::decode(DecodeRequest request) { return state_->jobs().submit(std::move(request)); }
 uint64_t Runner::encode(EncodeRequest request) { return state_->jobs().submit(std::move(request)); }
 uint64_t Runner::save(SaveRequest request) { return state_->jobs().submit(std::move(request)); }
+uint64_t Runner::train(TrainerRequest request) { return state_->jobs().submit(std::move(request)); }
+uint64_t Runner::accumulate(AccumulateRequest request) {
+  return state_->jobs().submit(std::move(request));
+}
+uint64_t Runner::apply(ApplyRequest request) { return state_->jobs().submit(std::move(request)); }
 void Runner::cancel(uint64_t job) { state_->jobs().cancel(job); }
 uint64_t Runner::close() { return state_->jobs().close(); }
 ModelInfo Runner::info() const { return state_->jobs().info(); }

@@ -31,6 +31,7 @@ struct ModelInfo {
   std::string device;
   Precision precision = Precision::F32;
   size_t weightBytes = 0, vaeBytes = 0, activationBytes = 0;
+  size_t trainerBytes = 0;  // 0: not in training
 };
 
 // The images of one call. Image i has label, seed (and vector, noise ...) number i.
@@ -71,8 +72,10 @@ struct EncodeRequest {
   bool moments = false;
 };
 
-// Makes the model trainable; replaces the trainer that there is. Sampling uses the EMA weights from
-// then on.
+// Makes the model trainable: from the weights that were loaded, or from a checkpoint. Replaces the
+// trainer that there is, which is gone even when this fails. Sampling and denoise use the EMA
+// weights from then on; an image in the making, and those that join it, end with the weights that
+// it began with.
 struct TrainerRequest {
   TrainerOptions options;
   // To continue: the parts of a checkpoint, as Trainer::Part numbers them.
@@ -80,7 +83,8 @@ struct TrainerRequest {
   std::optional<std::array<std::vector<TensorSource>, 4>> state;
 };
 
-// TrainingRows with their data.
+// TrainingRows with their data. A job that fails or is cancelled, even before it began, forgets all
+// rows of the step.
 struct AccumulateRequest {
   int64_t n = 0;
   std::vector<float> x, deviation;  // [n, C, H, W]; deviation may be empty
@@ -129,7 +133,7 @@ struct JobEvent {
 
 // A model and its thread. Every function may be called from any thread and returns at once; events
 // arrive on the model's thread. Sample jobs share rounds (continuous batching); other jobs run one
-// at a time between rounds.
+// at a time between rounds, in the order in which they were asked for: a job, then a round.
 class Runner {
  public:
   using Listener = std::function<void(JobEvent&&)>;

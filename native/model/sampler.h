@@ -39,6 +39,9 @@ class Sampler {
   // `dit` has room for two rows a lane. `vae` may be null: then latents are pixels.
   Sampler(Ops& ops, Dit& dit, Vae* vae, int64_t maxLanes, int64_t trainingSteps);
 
+  // To be called after Dit::reload.
+  void weightsChanged() { modulation_.clear(); }
+
   int64_t maxLanes() const { return static_cast<int64_t>(lanes_.size()); }
   int64_t freeLanes() const;
 

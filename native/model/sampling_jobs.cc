@@ -59,6 +59,12 @@ std::vector<SamplingJobs::Active*> SamplingJobs::all() const {
 
 void SamplingJobs::advance() {
   dropCancelled();
+  try {
+    model_.refresh();
+  } catch (const std::exception&) {
+    failAll(std::current_exception());
+    return;
+  }
   fillLanes();
   if (active_.empty()) return;
   const std::vector<Active*> jobs = all();
@@ -72,11 +78,14 @@ void SamplingJobs::advance() {
       DIT_CHECK(wanted, ErrorCode::Aborted, "the job was cancelled");
     });
   } catch (const std::exception&) {
-    const std::exception_ptr error = std::current_exception();
-    for (Active* active : jobs) guarded(*active, [&] { std::rethrow_exception(error); });
+    failAll(std::current_exception());
     return;
   }
   for (Active* active : jobs) guarded(*active, [&] { report(*active); });
+}
+
+void SamplingJobs::failAll(const std::exception_ptr& error) {
+  for (Active* active : all()) guarded(*active, [&] { std::rethrow_exception(error); });
 }
 
 void SamplingJobs::dropCancelled() {

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <exception>
 #include <memory>
 #include <vector>
 
@@ -43,6 +44,7 @@ class SamplingJobs {
   };
 
   std::vector<Active*> all() const;
+  void failAll(const std::exception_ptr& error);
   void dropCancelled();
   void fillLanes();
   LaneSpec laneSpec(const Active& active, int64_t i) const;
