@@ -11,6 +11,9 @@ export type Label = number | string | Float32Array
 /** Class names by class number. */
 export type ClassNames = Readonly<Record<number, string>>
 
+/** What labels depend on. @internal */
+export type LabelConfig = Pick<DiTConfig, 'numClasses' | 'nullClass' | 'hidden'>
+
 /** Labels as the native part takes them: a class number, or -1 and a vector. @internal */
 export interface ResolvedLabels {
   classes: number[]
@@ -27,7 +30,7 @@ export interface ResolvedLabels {
  */
 export function resolveLabels(
   labels: unknown,
-  config: DiTConfig,
+  config: LabelConfig,
   classNames: ClassNames,
   name = 'labels',
 ): ResolvedLabels {
@@ -45,7 +48,7 @@ export function resolveLabels(
   return { classes, vectors }
 }
 
-function checkEmbedding(where: string, label: Float32Array, { hidden }: DiTConfig): void {
+function checkEmbedding(where: string, label: Float32Array, { hidden }: LabelConfig): void {
   if (label.length === hidden) return
   throw new DiTError(
     'ERR_DIT_SHAPE',
@@ -56,7 +59,7 @@ function checkEmbedding(where: string, label: Float32Array, { hidden }: DiTConfi
 function resolveClass(
   where: string,
   label: unknown,
-  { numClasses, nullClass }: DiTConfig,
+  { numClasses, nullClass }: LabelConfig,
   classNames: ClassNames,
 ): number {
   if (typeof label === 'number') {

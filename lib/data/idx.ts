@@ -1,0 +1,147 @@
+// The idx files of MNIST and Fashion-MNIST: 4 bytes of magic (0, 0, type, dimensions), each dimension as
+// 4 bytes big-endian, then the numbers. Type 8 is unsigned bytes.
+
+import { readFile } from 'node:fs/promises'
+import path from 'node:path'
+import { promisify } from 'node:util'
+import { gunzip } from 'node:zlib'
+import { badFormat, DiTError, fileError } from '../errors.js'
+import { exists } from '../formats/file.js'
+import { mirror } from './crop.js'
+import { type IndexedItems, type Source, shuffledTurns } from './pipeline.js'
+import { checkClassCount, pictureShape, type Shape } from './target.js'
+import type { OpenDataOptions } from './types.js'
+
+const imagesFile = 'train-images-idx3-ubyte'
+const labelsFile = 'train-labels-idx1-ubyte'
+const maxBytes = 2 ** 31 // MNIST has 47 MB
+
+/** Whether a folder has idx files. */
+export async function isIdxFolder(folder: string): Promise<boolean> {
+  return (await find(folder, imagesFile)) !== undefined
+}
+
+/** The file, or the one with .gz. */
+async function find(folder: string, name: string): Promise<string | undefined> {
+  for (const end of ['', '.gz']) {
+    const file = path.join(folder, name + end)
+    if (await exists(file)) return file
+  }
+  return undefined
+}
+
+interface Idx {
+  file: string
+  shape: number[]
+  bytes: Uint8Array
+}
+
+async function readIdx(folder: string, name: string, dimensions: number): Promise<Idx> {
+  const file = await find(folder, name)
+  if (file === undefined) {
+    throw new DiTError('ERR_DIT_FILE', `${path.resolve(folder)} has no ${name} or ${name}.gz`)
+  }
+  const content = await readFile(file).catch((cause) => {
+    throw fileError(file, 'read', cause)
+  })
+  const bytes = file.endsWith('.gz') ? await unzip(file, content) : content
+  const headerBytes = 4 + 4 * dimensions
+  if (bytes.length < headerBytes || bytes.readUInt32BE(0) !== 0x800 + dimensions) {
+    throw badFormat(file, `this is no idx file of unsigned bytes with ${dimensions} dimensions`)
+  }
+  const shape = Array.from({ length: dimensions }, (_, i) => bytes.readUInt32BE(4 + 4 * i))
+  const count = shape.reduce((product, size) => product * size, 1)
+  if (count === 0) throw badFormat(file, `it is empty: its shape is ${shape.join('×')}`)
+  if (bytes.length !== headerBytes + count) {
+    throw badFormat(
+      file,
+      `expected ${headerBytes + count} bytes for ${shape.join('×')} but got ${bytes.length}. The file is ` +
+        'cut off or damaged',
+    )
+  }
+  return { file, shape, bytes: bytes.subarray(headerBytes) }
+}
+
+const unzipAsync = promisify(gunzip)
+
+async function unzip(file: string, content: Buffer): Promise<Buffer> {
+  try {
+    return await unzipAsync(content, { maxOutputLength: maxBytes })
+  } catch (cause) {
+    throw badFormat(file, `it cannot be unzipped: ${(cause as Error).message}`, cause)
+  }
+}
+
+/** Opens a folder of idx files as training data. */
+export async function openIdx(folder: string, { model }: OpenDataOptions): Promise<Source> {
+  const shape = pictureShape(model)
+  const images = await readIdx(folder, imagesFile, 3)
+  const labels = await readIdx(folder, labelsFile, 1)
+  const [length, height, width] = images.shape as [number, number, number]
+  if (labels.bytes.length !== length) {
+    throw badFormat(labels.file, `it has ${labels.bytes.length} labels for ${length} images`)
+  }
+  const numClasses = labels.bytes.reduce((most, label) => Math.max(most, label), 0) + 1
+  checkClassCount(folder, numClasses, model)
+  if (height > shape[1] || width > shape[2]) {
+    throw new DiTError(
+      'ERR_DIT_SHAPE',
+      `${images.file} has images of ${width}×${height}, larger than the ${shape[2]}×${shape[1]} that the ` +
+        'model takes. Make the model with a larger latentSize',
+    )
+  }
+  const items: IndexedItems = {
+    length,
+    name: (item) => `${images.file}, image ${item}`,
+    load(item, mirrored) {
+      const size = height * width
+      const x = padded(images.bytes.subarray(item * size, (item + 1) * size), height, width, shape)
+      if (mirrored) mirror(x, shape[2])
+      return { x, deviation: null, label: labels.bytes[item] as number }
+    },
+  }
+  return {
+    kind: 'images',
+    length,
+    shape,
+    scale: 1,
+    shift: 0,
+    numClasses,
+    classNames: [],
+    fingerprint: {
+      kind: 'idx',
+      length,
+      classes: numClasses,
+      shape: shape.join('×'),
+      images: await sha256(images.bytes),
+      labels: await sha256(labels.bytes),
+    },
+    ahead: 1, // nothing is waited for
+    turns: (options) => shuffledTurns(items, options),
+    close: async () => {},
+  }
+}
+
+/** An image in the middle of a black one, the same in all channels: value / 127.5 - 1. */
+function padded(pixels: Uint8Array, rows: number, columns: number, shape: Shape): Float32Array {
+  const [channels, height, width] = shape
+  const x = new Float32Array(channels * height * width).fill(-1)
+  const top = Math.floor((height - rows) / 2)
+  const left = Math.floor((width - columns) / 2)
+  for (let c = 0; c < channels; c++) {
+    for (let i = 0; i < rows; i++) {
+      const begin = (c * height + top + i) * width + left
+      for (let j = 0; j < columns; j++) {
+        x[begin + j] = (pixels[i * columns + j] as number) / 127.5 - 1
+      }
+    }
+  }
+  return x
+}
+
+/** Not on this thread: the files are large. */
+async function sha256(bytes: Uint8Array): Promise<string> {
+  return Buffer.from(
+    await crypto.subtle.digest('SHA-256', bytes as Uint8Array<ArrayBuffer>),
+  ).toString('hex')
+}

@@ -1,0 +1,47 @@
+// What a model takes, and which labels it has.
+
+import { DiTError, invalidOption } from '../errors.js'
+import { resolveLabels } from '../labels.js'
+import type { OpenDataOptions } from './types.js'
+
+type Model = OpenDataOptions['model']
+
+/** [channels, height, width]. */
+export type Shape = readonly [channels: number, height: number, width: number]
+
+/** Images as the model, or its VAE, takes them. */
+export function imageShape({ channels, latentSize: [height, width], vae }: Model): Shape {
+  if (vae === undefined) return [channels, height, width]
+  return [vae.inChannels, height * vae.downscale, width * vae.downscale]
+}
+
+/** As `imageShape`. Throws ERR_DIT_OPTION unless pictures have so many channels: 1 or 3. */
+export function pictureShape(model: Model): Shape {
+  const shape = imageShape(model)
+  if (shape[0] === 1 || shape[0] === 3) return shape
+  throw new DiTError(
+    'ERR_DIT_OPTION',
+    `The model takes ${shape[0]} channels, but pictures have 1 or 3. Give the model a VAE (the option ` +
+      'vae), train on features, or give latents',
+  )
+}
+
+/** Throws ERR_DIT_OPTION when the data has more classes than the model. */
+export function checkClassCount(data: string, count: number, { numClasses }: Model): void {
+  if (count <= numClasses) return
+  throw new DiTError(
+    'ERR_DIT_OPTION',
+    `${data} has ${count} classes, the model ${numClasses}. Make or load the model with numClasses ` +
+      `${count} or more`,
+  )
+}
+
+/** A class by its number or name. Throws ERR_DIT_OPTION that names the item. */
+export function itemLabel(name: string, label: unknown, model: Model): number {
+  if (typeof label !== 'number' && typeof label !== 'string') {
+    throw invalidOption(`the label of ${name}`, 'a class number or a class name', label)
+  }
+  const config = { numClasses: model.numClasses, nullClass: false, hidden: 0 }
+  const { classes } = resolveLabels(label, config, model.classNames, `the label of ${name}`)
+  return classes[0] as number
+}
