@@ -29,6 +29,7 @@ export interface ModelInfo {
   weightBytes: number
   vaeBytes: number
   activationBytes: number
+  trainerBytes: number // 0: not in training
 }
 
 export interface SampleRequest {
@@ -74,7 +75,11 @@ export interface EncodeRequest {
   moments: boolean // the posterior itself: [n, 2 Cz, h, w], means then deviations, in the VAE's own scale
 }
 
-/** Makes the model trainable. Sampling and saving 'dit' use the EMA weights from then on. */
+/**
+ * Makes the model trainable; replaces the trainer that there is, which is gone even when this fails.
+ * Sampling and saving 'dit' use the EMA weights from then on; an image in the making, and those that
+ * join it, end with the weights that it began with.
+ */
 export interface TrainerRequest {
   seed: bigint
   loss: 'hybrid' | 'mse'
@@ -98,7 +103,7 @@ export interface TrainerRequest {
   } | null
 }
 
-/** Forward and backward of some rows of a step. Failing, it forgets all rows of the step. */
+/** Forward and backward of some rows of a step. Failing or cancelled, it forgets all rows of the step. */
 export interface AccumulateRequest {
   n: number
   x: Float32Array // [n, C, H, W]

@@ -46,6 +46,8 @@ export interface MemoryInfo {
   weights: number
   vae: number
   activations: number
+  /** Parameters, gradients, optimiser, EMA and activations of training. 0 for a model that is not in training. */
+  training: number
   total: number
 }
 
@@ -170,8 +172,10 @@ export class DiT {
       weightBytes: weights,
       vaeBytes: vae,
       activationBytes: activations,
+      trainerBytes: training,
     } = this.#engine.info()
-    return { weights, vae, activations, total: weights + vae + activations }
+    const total = weights + vae + activations + training
+    return { weights, vae, activations, training, total }
   }
 
   /**

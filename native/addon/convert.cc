@@ -1,43 +1,16 @@
 #include "addon/convert.h"
 
 #include <array>
-#include <cstring>
-#include <optional>
 #include <utility>
 
 #include "addon/fields.h"
+#include "addon/names.h"
 
 namespace dit::addon {
 namespace {
 
-// The value whose name is `text`. `names` are those of bindings.d.ts.
-template <typename T, size_t n>
-T named(const std::array<std::pair<const char*, T>, n>& names, const std::string& text,
-        const char* what) {
-  for (const auto& [name, value] : names) {
-    if (text == name) return value;
-  }
-  fail(ErrorCode::Internal, "Unknown ", what, " '", text, "'");
-}
-
-constexpr std::array kPrecisions{std::pair{"fp32", Precision::F32},
-                                 std::pair{"tf32", Precision::TF32},
-                                 std::pair{"bf16", Precision::BF16}};
-constexpr std::array kSamplers{std::pair{"ddpm", SamplerKind::Ddpm},
-                               std::pair{"ddim", SamplerKind::Ddim},
-                               std::pair{"dpm++", SamplerKind::DpmSolver}};
-constexpr std::array kSchedules{std::pair{"linear", BetaSchedule::Linear},
-                                std::pair{"cosine", BetaSchedule::Cosine}};
-constexpr std::array kDTypes{std::pair{"F64", DType::F64}, std::pair{"F32", DType::F32},
-                             std::pair{"F16", DType::F16}, std::pair{"BF16", DType::BF16},
-                             std::pair{"I64", DType::I64}, std::pair{"I32", DType::I32},
-                             std::pair{"U8", DType::U8}};
-
-const char* precisionText(Precision precision) {
-  for (const auto& [name, value] : kPrecisions) {
-    if (value == precision) return name;
-  }
-  fail(ErrorCode::Internal, "A precision without a name");
+float single(const Fields& fields, const char* name) {
+  return static_cast<float>(fields.number(name));
 }
 
 std::vector<TensorSource> toTensors(const Napi::Array& array) {
@@ -84,8 +57,8 @@ VaeConfig toVaeConfig(const Fields& fields) {
           .blockOutChannels = fields.integers("blockOutChannels"),
           .layersPerBlock = fields.integer("layersPerBlock"),
           .groups = fields.integer("groups"),
-          .scalingFactor = static_cast<float>(fields.number("scalingFactor")),
-          .shiftFactor = static_cast<float>(fields.number("shiftFactor")),
+          .scalingFactor = single(fields, "scalingFactor"),
+          .shiftFactor = single(fields, "shiftFactor"),
           .quantConv = fields.flag("useQuantConv"),
           .postQuantConv = fields.flag("usePostQuantConv"),
           .midAttention = fields.flag("midBlockAddAttention")};
@@ -97,26 +70,6 @@ ScheduleConfig toSchedule(const Fields& fields) {
           .betaStart = fields.number("betaStart"),
           .betaEnd = fields.number("betaEnd")};
 }
-
-Napi::Uint8Array bytesOf(Napi::Env env, const std::vector<uint8_t>& values) {
-  auto array = Napi::Uint8Array::New(env, values.size());
-  if (!values.empty()) std::memcpy(array.Data(), values.data(), values.size());
-  return array;
-}
-
-Napi::Float32Array floatsOf(Napi::Env env, const std::vector<float>& values) {
-  auto array = Napi::Float32Array::New(env, values.size());
-  if (!values.empty()) std::memcpy(array.Data(), values.data(), values.size() * sizeof(float));
-  return array;
-}
-
-Napi::Float64Array doublesOf(Napi::Env env, const auto& values) {
-  auto array = Napi::Float64Array::New(env, values.size());
-  for (size_t i = 0; i < values.size(); i++) array[i] = static_cast<double>(values[i]);
-  return array;
-}
-
-double number(auto value) { return static_cast<double>(value); }
 
 }  // namespace
 
@@ -153,7 +106,7 @@ SampleRequest toSampleRequest(const Napi::Value& value) {
   request.seeds = fields.copy<uint64_t>("seeds");
   request.noise = fields.copyOrNone<float>("noise");
   request.stepNoise = fields.copyOrNone<float>("stepNoise");
-  request.guidance = static_cast<float>(fields.number("guidance"));
+  request.guidance = single(fields, "guidance");
   request.guidanceChannels = static_cast<int32_t>(fields.integer("guidanceChannels"));
   request.guidanceFrom = interval.Get(0u).ToNumber().FloatValue();
   request.guidanceTo = interval.Get(1u).ToNumber().FloatValue();
@@ -169,7 +122,7 @@ DenoiseRequest toDenoiseRequest(const Napi::Value& value) {
           .timesteps = fields.copy<float>("timesteps"),
           .labels = fields.copy<int32_t>("labels"),
           .vectors = fields.vectorsOrNone("vectors"),
-          .guidance = static_cast<float>(fields.number("guidance")),
+          .guidance = single(fields, "guidance"),
           .guidanceChannels = static_cast<int32_t>(fields.integer("guidanceChannels"))};
 }
 
@@ -187,9 +140,57 @@ EncodeRequest toEncodeRequest(const Napi::Value& value) {
                         .height = fields.integer("height"),
                         .width = fields.integer("width"),
                         .images = fields.copy<float>("images"),
-                        .seeds = std::nullopt};
+                        .seeds = std::nullopt,
+                        .moments = fields.flag("moments")};
   if (!fields.isNull("seeds")) request.seeds = fields.copy<uint64_t>("seeds");
   return request;
+}
+
+TrainerRequest toTrainerRequest(const Napi::Value& value) {
+  const Fields fields(value, "TrainerRequest");
+  TrainerRequest request;
+  request.options = {.seed = fields.bigint("seed"),
+                     .bound = named(kLosses, fields.text("loss"), "loss"),
+                     .labelDropout = single(fields, "labelDropout"),
+                     .beta1 = single(fields, "beta1"),
+                     .beta2 = single(fields, "beta2"),
+                     .eps = single(fields, "eps"),
+                     .weightDecay = single(fields, "weightDecay"),
+                     .emaDecay = single(fields, "emaDecay"),
+                     .checkpointing = {.every = fields.count("checkpointEvery")},
+                     .microBatch = fields.count("microBatch"),
+                     .memoryLimit = static_cast<size_t>(fields.count("memoryLimit")),
+                     .globalBatch = fields.count("globalBatch")};
+  if (!fields.isNull("state")) {
+    const Fields state = fields.object("state", "TrainerRequest.state");
+    request.step = state.count("step");
+    // As Trainer::Part numbers them.
+    request.state = {toTensors(state.list("model")), toTensors(state.list("ema")),
+                     toTensors(state.list("expAvg")), toTensors(state.list("expAvgSq"))};
+  }
+  return request;
+}
+
+AccumulateRequest toAccumulateRequest(const Napi::Value& value) {
+  const Fields fields(value, "AccumulateRequest");
+  return {.n = fields.count("n"),
+          .x = fields.copy<float>("x"),
+          .deviation = fields.copyOrNone<float>("deviation"),
+          .scale = single(fields, "scale"),
+          .shift = single(fields, "shift"),
+          .labels = fields.copy<int32_t>("labels"),
+          .firstRow = fields.count("firstRow"),
+          .globalBatch = fields.count("globalBatch"),
+          .timesteps = fields.copyOrNone<int32_t>("timesteps"),
+          .noise = fields.copyOrNone<float>("noise"),
+          .drop = fields.copyOrNone<uint8_t>("drop")};
+}
+
+ApplyRequest toApplyRequest(const Napi::Value& value) {
+  const Fields fields(value, "ApplyRequest");
+  return {.options = {.lr = single(fields, "lr"),
+                      .clipNorm = single(fields, "clipNorm"),
+                      .skipAbove = single(fields, "skipAbove")}};
 }
 
 SaveRequest toSaveRequest(const Napi::Value& value) {
@@ -198,7 +199,7 @@ SaveRequest toSaveRequest(const Napi::Value& value) {
   const Napi::Array tensors = fields.list("tensors");
   SaveRequest request{.path = fields.text("path"),
                       .header = {reinterpret_cast<const char*>(header.Data()), header.ByteLength()},
-                      .vae = fields.text("part") == "vae",
+                      .part = named(kParts, fields.text("part"), "part of a model"),
                       .tensors = {}};
   for (uint32_t i = 0; i < tensors.Length(); i++) {
     const Fields tensor(tensors.Get(i), "SaveRequest.tensors");
@@ -213,105 +214,6 @@ SaveRequest toSaveRequest(const Napi::Value& value) {
 
 ScheduleConfig toScheduleConfig(const Napi::Value& value) {
   return toSchedule(Fields(value, "ScheduleConfig"));
-}
-
-Napi::Object fromEvent(Napi::Env env, const JobEvent& event) {
-  auto object = Napi::Object::New(env);
-  object["job"] = number(event.job);
-  switch (event.kind) {
-    case JobEvent::Kind::Progress:
-      object["kind"] = "progress";
-      object["done"] = number(event.done);
-      object["total"] = number(event.total);
-      break;
-    case JobEvent::Kind::Preview:
-      object["kind"] = "preview";
-      object["image"] = number(event.image);
-      object["done"] = number(event.done);
-      object["total"] = number(event.total);
-      object["bytes"] = bytesOf(env, event.bytes);
-      object["height"] = number(event.height);
-      object["width"] = number(event.width);
-      object["channels"] = number(event.channels);
-      break;
-    case JobEvent::Kind::Done: {
-      object["kind"] = "done";
-      object["bytes"] = event.bytes.empty() ? env.Null() : bytesOf(env, event.bytes);
-      object["height"] = number(event.height);
-      object["width"] = number(event.width);
-      object["channels"] = number(event.channels);
-      object["floats"] = event.floats.empty() ? env.Null() : floatsOf(env, event.floats);
-      auto shape = Napi::Array::New(env, event.shape.rank());
-      for (int i = 0; i < event.shape.rank(); i++) {
-        shape[static_cast<uint32_t>(i)] = number(event.shape[i]);
-      }
-      object["shape"] = shape;
-      object["sampleSeconds"] = event.sampleSeconds;
-      object["decodeSeconds"] = event.decodeSeconds;
-      break;
-    }
-    case JobEvent::Kind::Failed:
-      object["kind"] = "failed";
-      object["code"] = errorCodeName(event.error);
-      object["message"] = event.message;
-      break;
-  }
-  return object;
-}
-
-Napi::Object fromModelInfo(Napi::Env env, const ModelInfo& info) {
-  auto object = Napi::Object::New(env);
-  object["device"] = info.device;
-  object["precision"] = precisionText(info.precision);
-  object["weightBytes"] = number(info.weightBytes);
-  object["vaeBytes"] = number(info.vaeBytes);
-  object["activationBytes"] = number(info.activationBytes);
-  return object;
-}
-
-Napi::Object fromSchedule(Napi::Env env, const Schedule& schedule) {
-  auto object = Napi::Object::New(env);
-  object["betas"] = doublesOf(env, schedule.betas);
-  object["alphasCumprod"] = doublesOf(env, schedule.alphasCumprod);
-  object["alphasCumprodPrev"] = doublesOf(env, schedule.alphasCumprodPrev);
-  object["alphasCumprodNext"] = doublesOf(env, schedule.alphasCumprodNext);
-  object["sqrtAlphasCumprod"] = doublesOf(env, schedule.sqrtAlphasCumprod);
-  object["sqrtOneMinusAlphasCumprod"] = doublesOf(env, schedule.sqrtOneMinusAlphasCumprod);
-  object["logOneMinusAlphasCumprod"] = doublesOf(env, schedule.logOneMinusAlphasCumprod);
-  object["sqrtRecipAlphasCumprod"] = doublesOf(env, schedule.sqrtRecipAlphasCumprod);
-  object["sqrtRecipm1AlphasCumprod"] = doublesOf(env, schedule.sqrtRecipm1AlphasCumprod);
-  object["posteriorVariance"] = doublesOf(env, schedule.posteriorVariance);
-  object["posteriorLogVarianceClipped"] = doublesOf(env, schedule.posteriorLogVarianceClipped);
-  object["posteriorMeanCoef1"] = doublesOf(env, schedule.posteriorMeanCoef1);
-  object["posteriorMeanCoef2"] = doublesOf(env, schedule.posteriorMeanCoef2);
-  object["timestepMap"] = doublesOf(env, schedule.timestepMap);
-  return object;
-}
-
-Napi::Array fromDevices(Napi::Env env, const std::vector<DeviceInfo>& devices) {
-  auto array = Napi::Array::New(env, devices.size());
-  for (uint32_t i = 0; i < devices.size(); i++) {
-    const DeviceInfo& device = devices[i];
-    auto precisions = Napi::Array::New(env, device.precisions.size());
-    for (uint32_t p = 0; p < device.precisions.size(); p++) {
-      precisions[p] = precisionText(device.precisions[p]);
-    }
-    auto object = Napi::Object::New(env);
-    object["device"] = device.device;
-    object["name"] = device.name;
-    object["isa"] = device.isa;
-    object["precisions"] = precisions;
-    object["memoryBytes"] = number(device.memoryBytes);
-    object["threads"] = device.threads;
-    array[i] = object;
-  }
-  return array;
-}
-
-Napi::Error fromError(Napi::Env env, ErrorCode code, const std::string& message) {
-  Napi::Error error = Napi::Error::New(env, message);
-  error.Set("code", Napi::String::New(env, errorCodeName(code)));
-  return error;
 }
 
 }  // namespace dit::addon

@@ -15,6 +15,9 @@ DenoiseRequest toDenoiseRequest(const Napi::Value& value);
 DecodeRequest toDecodeRequest(const Napi::Value& value);
 EncodeRequest toEncodeRequest(const Napi::Value& value);
 SaveRequest toSaveRequest(const Napi::Value& value);
+TrainerRequest toTrainerRequest(const Napi::Value& value);
+AccumulateRequest toAccumulateRequest(const Napi::Value& value);
+ApplyRequest toApplyRequest(const Napi::Value& value);
 ScheduleConfig toScheduleConfig(const Napi::Value& value);
 
 Napi::Object fromEvent(Napi::Env env, const JobEvent& event);

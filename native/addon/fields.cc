@@ -10,6 +10,8 @@ constexpr napi_typedarray_type kArrayType = napi_float32_array;
 template <>
 constexpr napi_typedarray_type kArrayType<int32_t> = napi_int32_array;
 template <>
+constexpr napi_typedarray_type kArrayType<uint8_t> = napi_uint8_array;
+template <>
 constexpr napi_typedarray_type kArrayType<uint64_t> = napi_biguint64_array;
 
 constexpr double kMaxSafeInteger = 9007199254740991.0;  // 2^53 - 1
@@ -64,6 +66,12 @@ int64_t Fields::integer(const char* name) const {
   return value.As<Napi::Number>().Int64Value();
 }
 
+int64_t Fields::count(const char* name) const {
+  const int64_t value = integer(name);
+  if (value < 0) refuse(name, "an integer that is not negative");
+  return value;
+}
+
 bool Fields::flag(const char* name) const {
   return get(name, &Napi::Value::IsBoolean, "a boolean").As<Napi::Boolean>().Value();
 }
@@ -103,6 +111,7 @@ std::vector<T> Fields::copyOf(const Napi::Value& value, const char* name) const 
 
 template std::vector<float> Fields::copyOf(const Napi::Value&, const char*) const;
 template std::vector<int32_t> Fields::copyOf(const Napi::Value&, const char*) const;
+template std::vector<uint8_t> Fields::copyOf(const Napi::Value&, const char*) const;
 template std::vector<uint64_t> Fields::copyOf(const Napi::Value&, const char*) const;
 
 std::vector<std::vector<float>> Fields::vectorsOrNone(const char* name) const {

@@ -25,6 +25,7 @@ class Fields {
 
   double number(const char* name) const;
   int64_t integer(const char* name) const;
+  int64_t count(const char* name) const;  // an integer that is not negative
   bool flag(const char* name) const;
   std::string text(const char* name) const;
   uint64_t bigint(const char* name) const;

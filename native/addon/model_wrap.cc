@@ -14,6 +14,9 @@ Napi::Function ModelWrap::define(Napi::Env env) {
                          InstanceMethod<&ModelWrap::decode>("decode"),
                          InstanceMethod<&ModelWrap::encode>("encode"),
                          InstanceMethod<&ModelWrap::save>("save"),
+                         InstanceMethod<&ModelWrap::train>("train"),
+                         InstanceMethod<&ModelWrap::accumulate>("accumulate"),
+                         InstanceMethod<&ModelWrap::apply>("apply"),
                          InstanceMethod<&ModelWrap::cancel>("cancel"),
                          InstanceMethod<&ModelWrap::close>("close"),
                      });
@@ -65,6 +68,18 @@ Napi::Value ModelWrap::encode(const Napi::CallbackInfo& info) {
 
 Napi::Value ModelWrap::save(const Napi::CallbackInfo& info) {
   return submit(info, &Runner::save, toSaveRequest);
+}
+
+Napi::Value ModelWrap::train(const Napi::CallbackInfo& info) {
+  return submit(info, &Runner::train, toTrainerRequest);
+}
+
+Napi::Value ModelWrap::accumulate(const Napi::CallbackInfo& info) {
+  return submit(info, &Runner::accumulate, toAccumulateRequest);
+}
+
+Napi::Value ModelWrap::apply(const Napi::CallbackInfo& info) {
+  return submit(info, &Runner::apply, toApplyRequest);
 }
 
 Napi::Value ModelWrap::cancel(const Napi::CallbackInfo& info) {
