@@ -2,7 +2,7 @@
 #include <numeric>
 
 #include "harness.h"
-#include "oracle.h"
+#include "oracle_training.h"
 
 namespace dit::test {
 namespace {
@@ -18,15 +18,17 @@ struct LinearCase {
   Residual residual = Residual::None;
   bool columns = false;  // y is a slice of columns of a wider table
   int64_t hint = 0;      // rows that the weight is prepared for; 0: m
+  bool trained = false;  // a weight of prepareTrainedLinear
+  bool kept = false;     // the product is an output too
 
   std::string name() const {
     const char* epilogues[] = {"bias", "gelu", "residual"};
     const char* residuals[] = {"", "-in-place", "-separate", "-separate-columns", "-shared"};
-    return detail::concat("linear/", dtypeName(type), "-", dtypeName(output), "/",
-                          epilogues[static_cast<int>(epilogue)],
-                          residuals[static_cast<int>(residual)], gate ? "-gated" : "",
-                          columns ? "-columns" : "", hint ? "-hint" + std::to_string(hint) : "",
-                          "/", r, "x", m, "x", n, "x", k);
+    return detail::concat(
+        "linear/", dtypeName(type), "-", dtypeName(output), "/",
+        epilogues[static_cast<int>(epilogue)], residuals[static_cast<int>(residual)],
+        gate ? "-gated" : "", columns ? "-columns" : "", hint ? "-hint" + std::to_string(hint) : "",
+        trained ? "-trained" : "", kept ? "-kept" : "", "/", r, "x", m, "x", n, "x", k);
   }
 };
 
@@ -48,7 +50,9 @@ class Fixture {
         index_(test.randomIndex({c.r}, kEntries)),
         residual_(c.residual == Residual::Shared ? test.random(DType::F32, {1, c.m, c.n})
                                                  : test.random(c.output, {c.r, c.m, c.n})) {
-    weight_ = prepare(w_);
+    weight_ = c.trained ? test.ops().prepareTrainedLinear(
+                              {.values = test.upload(w_), .rows = c.hint ? c.hint : c.r * c.m})
+                        : prepare(w_);
   }
 
   std::unique_ptr<PreparedWeight> prepare(const Values& values) {
@@ -63,7 +67,8 @@ class Fixture {
   }
 
   // [count, m, n] of what was written, after a check that nothing else was.
-  Values run(int64_t begin, int64_t count, std::vector<char>* bits = nullptr) {
+  Values run(int64_t begin, int64_t count, std::vector<char>* bits = nullptr,
+             Values* kept = nullptr) {
     const int64_t before = c_.columns ? kBefore : 0, after = c_.columns ? kAfter : 0;
     const int64_t wide = before + c_.n + after;
     DeviceTensor out = test_.output(c_.output, {count, c_.m, wide});
@@ -99,8 +104,11 @@ class Fixture {
         args.residual = test_.upload(residual_);
         break;
     }
+    DeviceTensor product = test_.output(c_.type, {count, c_.m, c_.n});
+    if (c_.kept) args.kept = product;
     test_.ops().linear(args);
 
+    if (kept) *kept = product.download();
     if (bits) *bits = out.bytes();
     const Values all = out.download();
     Values written{c_.output, {count, c_.m, c_.n}, {}};
@@ -118,21 +126,48 @@ class Fixture {
     return written;
   }
 
+  // A naive run finishes the product as it was kept.
   template <typename T>
   std::vector<T> oracle() const {
+    const std::vector<T> gate = gates<T>(), residual = residuals<T>();
+    if (!c_.kept) return linear<T>(c_.epilogue, gate, residual);
+    std::vector<T> kept = product<T>();
+    if constexpr (std::is_same_v<T, float>) {
+      for (float& value : kept) value = static_cast<float>(rounded(c_.type, value));
+    }
+    return oracle::linearFinish<T>(c_.m, c_.n, kept, gate, residual);
+  }
+
+  template <typename T>
+  std::vector<T> product() const {
+    return linear<T>(Epilogue::Bias, {}, {});
+  }
+
+ private:
+  template <typename T>
+  std::vector<T> linear(Epilogue epilogue, const std::vector<T>& gate,
+                        const std::vector<T>& residual) const {
+    return oracle::linear<T>(c_.r, c_.m, c_.n, c_.k, x_.as<T>(), w_.as<T>(), bias_.as<T>(),
+                             epilogue, gate, residual);
+  }
+
+  template <typename T>
+  std::vector<T> gates() const {
+    const std::vector<int32_t> index(index_.v.begin(), index_.v.end());
+    return c_.gate ? oracle::pick(gate_.as<T>(), c_.n, index) : std::vector<T>{};
+  }
+
+  template <typename T>
+  std::vector<T> residuals() const {
     std::vector<T> residual = residual_.as<T>();
     if (c_.residual == Residual::Shared) {
       const std::vector<T> one = residual;
       for (int64_t r = 1; r < c_.r; r++) residual.insert(residual.end(), one.begin(), one.end());
     }
     if (c_.residual == Residual::None) residual.clear();
-    std::vector<int32_t> index(index_.v.begin(), index_.v.end());
-    return oracle::linear<T>(
-        c_.r, c_.m, c_.n, c_.k, x_.as<T>(), w_.as<T>(), bias_.as<T>(), c_.epilogue,
-        c_.gate ? oracle::pick(gate_.as<T>(), c_.n, index) : std::vector<T>{}, residual);
+    return residual;
   }
 
- private:
   static Values rows(const Values& all, int64_t begin, int64_t count) {
     const int64_t size = all.count() / all.shape[0];
     Shape shape{count};
@@ -171,12 +206,15 @@ void checkLinear(Test& test, const LinearCase& c) {
   if (!precisionIsHere(test, c.type)) return;
   Fixture fixture(test, c);
   std::vector<char> together, again;
-  const Values got = fixture.run(0, c.r, &together);
+  Values kept;
+  const Values got = fixture.run(0, c.r, &together, &kept);
   EXPECT_MATCHES(got, [&]<typename T>(T) { return fixture.oracle<T>(); });
+  if (c.kept) EXPECT_MATCHES(kept, [&]<typename T>(T) { return fixture.product<T>(); });
 
-  // The same bits again, and for each row alone.
+  // The same bits again, and with a prepared weight for each row alone.
   fixture.run(0, c.r, &again);
   EXPECT(together == again, "another run gave other bits");
+  if (c.trained) return;
   std::vector<char> alone;
   for (int64_t r = 0; r < c.r; r++) {
     std::vector<char> row;
@@ -238,6 +276,18 @@ DIT_CASES(linearCases) {
                      .output = DType::F32,
                      .columns = true});
     cases.push_back({.r = 1, .m = 32, .n = 576, .k = 4608, .type = type, .output = type});
+  }
+  // The same with trained weights. Where something follows the product, it can be kept.
+  for (const LinearCase& c : std::vector<LinearCase>(cases)) {
+    LinearCase other = c;
+    other.kept = c.epilogue != Epilogue::Bias;
+    if (other.kept) cases.push_back(other);
+    other.trained = true;
+    cases.push_back(other);
+    if (other.kept) {
+      other.kept = false;
+      cases.push_back(other);
+    }
   }
   for (const LinearCase& c : cases) {
     addCase(CaseKind::Plain, c.name(), [c](Test& test) { checkLinear(test, c); });
