@@ -1,3 +1,9 @@
+export {
+  extractFeatures,
+  type FeaturesOptions,
+  type FeaturesProgress,
+  type FeaturesResult,
+} from './data/features.js'
 export type { SkippedItem, TrainingData, TrainingItem } from './data/types.js'
 export type { DeviceInfo } from './devices.js'
 export { type DenoiseOptions, DiT, type MemoryInfo, type StreamEvent } from './dit.js'

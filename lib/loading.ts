@@ -11,7 +11,7 @@ import { resolveSource, resolveVae } from './formats/source.js'
 import type { DiTConfigInput, LoadedSource, WeightsChoice } from './formats/types.js'
 import { Engine } from './jobs.js'
 import type { ClassNames } from './labels.js'
-import type { CreateOptions, LoadOptions } from './options.js'
+import type { CreateOptions, DeviceOptions, LoadOptions } from './options.js'
 import { packageRoot } from './root.cjs'
 import { checkSchedule, seedsFrom } from './sampling.js'
 
@@ -111,6 +111,26 @@ export async function describeFresh(
     },
     classNames: id2label,
   }
+}
+
+/** A VAE without a model: the native part has the smallest one beside it. @internal */
+export async function describeVae(source: string, given: DeviceOptions) {
+  const { signal, onProgress } = given
+  const { description, ...vae } = await resolveVae(source, undefined, {
+    ...(signal && { signal }),
+    ...(onProgress && { onProgress }),
+  })
+  const size = { depth: 1, hidden: 4, heads: 1, patchSize: 1, latentSize: 1, numClasses: 1 }
+  const config = completeConfig({ ...size, channels: vae.config.latentChannels })
+  const spec: ModelSpec = {
+    ...chooseDevice(given.device, given.precision),
+    threads: given.threads ?? 0,
+    maxLanes,
+    dit: { config, tensors: null, seed: 0n },
+    vae,
+    schedule: defaultSchedule,
+  }
+  return { spec, vae, description }
 }
 
 /** Starts the native thread and has it load the model. @internal */

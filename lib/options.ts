@@ -28,7 +28,8 @@ export type Device = 'auto' | 'cpu' | 'cuda' | `cuda:${number}`
 /** Progress of a load: files that are fetched and read, then weights that are prepared. */
 export type ModelProgress = LoadProgress | { phase: 'prepare'; loaded: number; total: number }
 
-interface DeviceOptions {
+/** Where and how a model runs. */
+export interface DeviceOptions {
   /** Default `'auto'`: the best there is. */
   device?: Device
   /** Default: bf16 where the device has it, else fp32. */
@@ -171,7 +172,8 @@ export function isBetween(value: unknown, min: number, max: number): value is nu
   return typeof value === 'number' && value >= min && value <= max
 }
 
-function isPair(value: unknown, test: (item: unknown) => boolean): boolean {
+/** @internal */
+export function isPair(value: unknown, test: (item: unknown) => boolean): boolean {
   return Array.isArray(value) && value.length === 2 && value.every(test)
 }
 
@@ -194,7 +196,8 @@ export const callback = <T>() => is<T>('a function', (value) => typeof value ===
 const tensor = is<Tensor>('a Tensor { data, shape }', (value) => typeof value === 'object')
 const positive = (value: unknown) => isInteger(value, 1, 1 << 16)
 
-const deviceEntries = {
+/** @internal */
+export const deviceEntries = {
   device: v.optional(
     is<Device>("'auto', 'cpu', 'cuda' or 'cuda:<number>'", (value) =>
       /^(auto|cpu|cuda(:\d{1,3})?)$/.test(String(value)),

@@ -16,8 +16,11 @@ export interface CommonFlags {
 /** Which model, and what is chosen of it. */
 export type SourceFlags = Pick<LoadOptions, 'weights' | 'config' | 'vae' | 'revision'>
 
+/** Where it is run. */
+export type PlaceFlags = Pick<LoadOptions, 'device' | 'precision' | 'threads'>
+
 /** How it is run. */
-export type DeviceFlags = Pick<LoadOptions, 'device' | 'precision' | 'threads' | 'latentSize'>
+export type DeviceFlags = PlaceFlags & Pick<LoadOptions, 'latentSize'>
 
 /** What a command runs with: it ends when the signal says so. */
 export interface Context {
@@ -54,7 +57,7 @@ export function addSourceOptions(command: Command): Command {
     .option('--revision <name>', 'branch, tag or commit of a Hugging Face repository')
 }
 
-export function addDeviceOptions(command: Command): Command {
+export function addPlaceOptions(command: Command): Command {
   return command
     .option('--device <device>', "'auto', 'cpu', 'cuda' or 'cuda:1'")
     .addOption(
@@ -65,11 +68,14 @@ export function addDeviceOptions(command: Command): Command {
       ]),
     )
     .option('--threads <n>', 'processor threads, 0: all cores', values.integer(0, 4096))
-    .option(
-      '--latent-size <size>',
-      'another size of the latent: N or HEIGHTxWIDTH',
-      values.latentSize,
-    )
+}
+
+export function addDeviceOptions(command: Command): Command {
+  return addPlaceOptions(command).option(
+    '--latent-size <size>',
+    'another size of the latent: N or HEIGHTxWIDTH',
+    values.latentSize,
+  )
 }
 
 /** The keys of `from` that are there. */

@@ -11,6 +11,7 @@ import { DiTError } from '../errors.js'
 import { packageRoot } from '../root.cjs'
 import type { CommonFlags, Context } from './command.js'
 import { convertCommand } from './convert.js'
+import { featuresCommand } from './features.js'
 import { infoCommand } from './info.js'
 import { sampleCommand } from './sample.js'
 import { trainCommand } from './train.js'
@@ -33,9 +34,9 @@ async function main(args: string[]): Promise<number> {
   process.once('SIGINT', () => interrupted.abort())
 
   let debug = ['1', 'true'].includes(process.env.DIT_DEBUG ?? '')
-  const commands = [sampleCommand, trainCommand, infoCommand, convertCommand].map((make) => {
-    return make(context)
-  })
+  const commands = [sampleCommand, trainCommand, featuresCommand, infoCommand, convertCommand].map(
+    (make) => make(context),
+  )
   const program = new Command('dit')
     .description('Diffusion Transformers: sample, train, inspect and convert them')
     .version(packageVersion())

@@ -3,6 +3,8 @@
 import { stat } from 'node:fs/promises'
 import path from 'node:path'
 import { DiTError, fileError, invalidOption } from '../errors.js'
+import { isFeatureFolder } from './feature_files.js'
+import { openFeatures } from './feature_folder.js'
 import { isIdxFolder, openIdx } from './idx.js'
 import { openImageFolder } from './image_folder.js'
 import { openItems } from './items.js'
@@ -37,6 +39,7 @@ export async function openData(data: TrainingData, options: OpenDataOptions): Pr
 async function openFolder(folder: string, options: OpenDataOptions): Promise<Source> {
   if (folder === '') throw invalidOption('data', 'a path', folder)
   await expectFolder(folder)
+  if (await isFeatureFolder(folder)) return openFeatures(folder, options)
   if (await isIdxFolder(folder)) return openIdx(folder, options)
   return openImageFolder(folder, options)
 }

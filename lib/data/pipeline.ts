@@ -53,29 +53,73 @@ export interface Source extends Omit<OpenData, 'batches'> {
   turns(options: BatchOptions): Iterator<Turn> | AsyncIterator<Turn>
 }
 
-/** So many damaged items one after the other, or a whole epoch of them, end the training. */
+/** So many damaged items one after the other, or a whole epoch of them, end the work. */
 const maxBadRun = 1000
+
+/** Damaged items: what is done about them, and when there are too many. */
+export class BadItems {
+  /** Since the last good one. */
+  #run = 0
+  #last: SkippedItem | undefined
+  #anyGood = false
+
+  /** `length`: items of an epoch, where that is known. */
+  constructor(
+    private readonly action: OpenDataOptions['onBadItem'],
+    private readonly length = Number.POSITIVE_INFINITY,
+  ) {}
+
+  good(): void {
+    this.#run = 0
+    this.#anyGood = true
+  }
+
+  /** Throws ERR_DIT_FORMAT when that ends the work. */
+  bad(item: string, reason: string): SkippedItem {
+    if (this.action === 'error') {
+      throw new DiTError(
+        'ERR_DIT_FORMAT',
+        `${item} cannot be used: ${reason}. Remove it, or have damaged items skipped`,
+      )
+    }
+    this.#last = { item, reason }
+    if (++this.#run >= Math.min(maxBadRun, this.length)) throw allBad(this.#run, this.#last)
+    return this.#last
+  }
+
+  /** Throws ERR_DIT_FORMAT when there were damaged items alone. */
+  end(): void {
+    if (this.#last && !this.#anyGood) throw allBad(this.#run, this.#last)
+  }
+}
+
+function allBad(count: number, { item, reason }: SkippedItem): DiTError {
+  return new DiTError(
+    'ERR_DIT_FORMAT',
+    `Not one of ${count} items in a row could be used; the last, ${item}: ${reason}`,
+  )
+}
 
 /** How much is copied before the event loop has its turn: about 1 ms. */
 const bytesPerTurn = 1 << 20
 
-interface Loaded {
-  turn: Turn
+interface Loaded<T extends Turn> {
+  turn: T
   item: LoadedItem | string
 }
 
 /** Loads items ahead of their turn, so many at once, and gives them in order. */
-class Lookahead {
-  readonly #waiting: Promise<Loaded>[] = []
+export class Lookahead<T extends Turn> {
+  readonly #waiting: Promise<Loaded<T>>[] = []
   #ended = false
 
   constructor(
-    private readonly turns: ReturnType<Source['turns']>,
+    private readonly turns: Iterator<T> | AsyncIterator<T>,
     private readonly ahead: number,
   ) {}
 
   /** The next item; undefined after the last. */
-  async next(): Promise<Loaded | undefined> {
+  async next(): Promise<Loaded<T> | undefined> {
     while (!this.#ended && this.#waiting.length < this.ahead) {
       const { value: turn, done } = await this.turns.next()
       if (done) this.#ended = true
@@ -91,7 +135,7 @@ class Lookahead {
   }
 }
 
-function load(turn: Turn): Promise<Loaded> {
+function load<T extends Turn>(turn: T): Promise<Loaded<T>> {
   const loading = (async () => ({ turn, item: await turn.load() }))()
   loading.catch(() => {}) // it is reported in its turn
   return loading
@@ -131,16 +175,14 @@ export async function* assemble(
 
 /** Makes one batch after the other; undefined when there are no more items. */
 function batchMaker(
-  items: Lookahead,
-  { kind, shape, length = Number.POSITIVE_INFINITY }: Source,
+  items: Lookahead<Turn>,
+  { kind, shape, length }: Source,
   onBadItem: OpenDataOptions['onBadItem'],
   { batchSize, signal, position: begin }: BatchOptions,
 ) {
   const size = shape[0] * shape[1] * shape[2]
   let position = begin
-  let badRun = 0 // since the last good item
-  let lastBad: SkippedItem | undefined
-  let anyGood = false
+  const badItems = new BadItems(onBadItem, length)
   return async (): Promise<DataBatch | undefined> => {
     const x = new Float32Array(batchSize * size)
     const deviation = kind === 'features' ? new Float32Array(batchSize * size) : null
@@ -155,14 +197,10 @@ function batchMaker(
       const { turn, item } = next
       position++
       if (typeof item === 'string') {
-        lastBad = { item: turn.name(), reason: item }
-        skipped.push(lastBad)
-        if (onBadItem === 'error') throw badItem(lastBad)
-        if (++badRun >= Math.min(maxBadRun, length)) throw allBad(badRun, lastBad)
+        skipped.push(badItems.bad(turn.name(), item))
         continue
       }
-      badRun = 0
-      anyGood = true
+      badItems.good()
       x.set(item.x, rows * size)
       if (item.deviation) deviation?.set(item.deviation, rows * size)
       labels[rows++] = item.label
@@ -172,7 +210,7 @@ function batchMaker(
       await setImmediate()
     }
     if (rows === 0) {
-      if (lastBad && !anyGood) throw allBad(badRun, lastBad)
+      badItems.end()
       return undefined
     }
     return {
@@ -184,20 +222,6 @@ function batchMaker(
       skipped,
     }
   }
-}
-
-function badItem({ item, reason }: SkippedItem): DiTError {
-  return new DiTError(
-    'ERR_DIT_FORMAT',
-    `${item} cannot be used: ${reason}. Remove it, or have damaged items skipped`,
-  )
-}
-
-function allBad(count: number, { item, reason }: SkippedItem): DiTError {
-  return new DiTError(
-    'ERR_DIT_FORMAT',
-    `Not one of ${count} items in a row could be used; the last, ${item}: ${reason}`,
-  )
 }
 
 /** What the promise gives, unless the signal comes first. */

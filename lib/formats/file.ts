@@ -1,4 +1,6 @@
-import { access, type FileHandle } from 'node:fs/promises'
+import { randomBytes } from 'node:crypto'
+import { access, type FileHandle, open, rename, rm } from 'node:fs/promises'
+import path from 'node:path'
 import { badFormat, fileError } from '../errors.js'
 
 /** Reads exactly `length` bytes at `position`; the caller has checked them against the file's size. */
@@ -35,5 +37,36 @@ export async function exists(file: string): Promise<boolean> {
   } catch (cause) {
     if ((cause as NodeJS.ErrnoException).code === 'ENOENT') return false
     throw fileError(file, 'read', cause)
+  }
+}
+
+/** Has the disk keep a file, or a folder's list of files, whatever happens. */
+export async function sync(file: string): Promise<void> {
+  await using handle = await open(file)
+  await handle.sync()
+}
+
+/** How the name of a file ends that is not whole yet. */
+export const partEnd = '.part'
+
+/**
+ * Writes a file that appears whole or not at all, also when the process or the machine stops in the
+ * middle. Rejects with ERR_DIT_FILE when it cannot be written.
+ */
+export async function writeWhole(file: string, parts: readonly Uint8Array[]): Promise<void> {
+  const part = `${file}.${process.pid}-${randomBytes(4).toString('hex')}${partEnd}`
+  try {
+    try {
+      await using handle = await open(part, 'wx')
+      for (const bytes of parts) await handle.writeFile(bytes)
+      await handle.sync()
+    } catch (error) {
+      await rm(part, { force: true })
+      throw error
+    }
+    await rename(part, file)
+    await sync(path.dirname(file))
+  } catch (cause) {
+    throw fileError(file, 'write', cause)
   }
 }

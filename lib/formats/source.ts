@@ -92,14 +92,14 @@ export async function resolveSource(
 
 /**
  * The VAE alone of a folder, a file or a Hugging Face id (its branch 'main'), for a model of the given
- * size. As `resolveSource` finds it for the option `vae`, with the same errors.
+ * size, or for any. As `resolveSource` finds it for the option `vae`, with the same errors.
  *
  * @example
  * const vae = await resolveVae('stabilityai/sd-vae-ft-ema', completeConfig('DiT-XL/2'))
  */
 export async function resolveVae(
   source: string,
-  config: DiTConfig,
+  config: DiTConfig | undefined,
   { signal, onProgress }: Pick<ResolveOptions, 'signal' | 'onProgress'> = {},
 ): Promise<NonNullable<LoadedSource['vae']>> {
   const options = { ...(signal && { signal }), ...(onProgress && { onProgress }) }
@@ -298,7 +298,7 @@ async function loadDit(
 
 async function loadVae(
   found: Found,
-  { channels }: DiTConfig,
+  model: DiTConfig | undefined,
   { signal }: ResolveOptions,
 ): Promise<LoadedSource['vae']> {
   const component = found.selection.vae
@@ -320,10 +320,10 @@ async function loadVae(
     ignoredInVae,
   )
   const description = describe(found, component)
-  if (config.latentChannels !== channels) {
+  if (model && config.latentChannels !== model.channels) {
     throw badFormat(
       description,
-      `the VAE makes latents of ${config.latentChannels} channels, the model takes ${channels}`,
+      `the VAE makes latents of ${config.latentChannels} channels, the model takes ${model.channels}`,
     )
   }
   return { config, tensors: sources, description }

@@ -2,12 +2,12 @@
 // It appears whole or not at all, also when the process or the machine stops in the middle.
 
 import { randomBytes } from 'node:crypto'
-import { mkdir, open, rename, rm, writeFile } from 'node:fs/promises'
+import { mkdir, rename, rm, writeFile } from 'node:fs/promises'
 import path from 'node:path'
 import type { SaveRequest, TrainerRequest } from '../../bindings.js'
 import { DiTError, fileError } from '../errors.js'
 import { ditTensors, officialNaming } from '../formats/dit_names.js'
-import { exists } from '../formats/file.js'
+import { exists, sync } from '../formats/file.js'
 import { readJson } from '../formats/json.js'
 import { layoutTensors, matchTensors } from '../formats/names.js'
 import { readSafetensors } from '../formats/safetensors.js'
@@ -97,12 +97,6 @@ async function fill(
   await writeFile(file, `${JSON.stringify(state, null, 2)}\n`)
   await sync(file)
   await sync(folder)
-}
-
-/** Has the disk keep a file, or a folder's list of files, whatever happens. @internal */
-export async function sync(file: string): Promise<void> {
-  await using handle = await open(file)
-  await handle.sync()
 }
 
 async function isReplaceable(folder: string): Promise<boolean> {

@@ -32,17 +32,21 @@ export async function toRows(
     drop: null,
   }
   if (data.kind !== 'images' || vae === undefined) return rows
-  const posterior = await encode(batch.x, rows.n, data.shape, engine, signal)
+  const posterior = await posteriors(batch.x, rows.n, data.shape, engine, signal)
   return { ...rows, ...posterior, scale: vae.scalingFactor, shift: vae.shiftFactor }
 }
 
-/** Means and deviations [n, C, h, w] of the posteriors of images [n, 3, H, W]. */
-async function encode(
+/**
+ * Means and deviations [n, C, h, w] of the posteriors of images [n, 3, H, W], in the VAE's own scale.
+ *
+ * @internal
+ */
+export async function posteriors(
   images: Float32Array,
   n: number,
   [channels, height, width]: OpenData['shape'],
   engine: Engine,
-  signal: AbortSignal,
+  signal: AbortSignal | undefined,
 ): Promise<{ x: Float32Array; deviation: Float32Array }> {
   const pixels = channels * height * width
   let means = new Float32Array(0)

@@ -8,8 +8,9 @@
 import { mkdir, readdir, readlink, rename, rm, symlink } from 'node:fs/promises'
 import path from 'node:path'
 import { DiTError, fileError } from '../errors.js'
+import { sync } from '../formats/file.js'
 import type { Engine } from '../jobs.js'
-import { isCheckpoint, sync, unfinished, writeCheckpoint } from './checkpoint.js'
+import { isCheckpoint, unfinished, writeCheckpoint } from './checkpoint.js'
 import type { TrainedModel, TrainerState } from './state.js'
 
 /** `step-0000100`; `step-0000100.2` where the step was saved before, and that is not to be touched. */
