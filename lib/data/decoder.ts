@@ -13,6 +13,7 @@ const maxDefaultWorkers = 8
 export class Decoder {
   readonly workers: number
   #pool: Piscina | undefined
+  #failure: { error: Error; ended: Promise<void> } | undefined
 
   /** `workers`: 0 or nothing is the default. Throws ERR_DIT_OPTION for what is no number of threads. */
   constructor(workers = 0) {
@@ -35,23 +36,35 @@ export class Decoder {
 
   /** Waits for what is under way, then ends the threads. */
   async close(): Promise<void> {
-    await this.#pool?.close()
+    await (this.#failure?.ended ?? this.#pool?.close())
   }
 
   async #run<T>(name: 'decode' | 'list', task: unknown): Promise<T> {
-    this.#pool ??= new Piscina({
+    this.#pool ??= this.#start()
+    try {
+      return await this.#pool.run(task, { name })
+    } catch (cause) {
+      const error = this.#failure?.error ?? (cause as Error)
+      const message = `A decoding thread failed: ${error.message}`
+      throw new DiTError('ERR_DIT_PLATFORM', message, { cause: error })
+    }
+  }
+
+  #start(): Piscina {
+    const pool = new Piscina({
       // Without its end, which is .ts in the sources and .js in the build: `require` finds either.
       filename: path.join(modulesFolder, 'data', 'worker'),
       name: 'decode', // with a name that it finds, the pool keeps to `require`, which tsx serves too
       minThreads: this.workers,
       maxThreads: this.workers,
       recordTiming: false,
+      // Threads refuse this flag: it is of a program given as text.
+      execArgv: process.execArgv.filter((flag) => !flag.startsWith('--input-type')),
     })
-    try {
-      return await this.#pool.run(task, { name })
-    } catch (cause) {
-      const { message } = cause as Error
-      throw new DiTError('ERR_DIT_PLATFORM', `A decoding thread failed: ${message}`, { cause })
-    }
+    // A thread that cannot start. The pool would try for ever.
+    pool.on('error', (error: Error) => {
+      this.#failure ??= { error, ended: pool.destroy() }
+    })
+    return pool
   }
 }
