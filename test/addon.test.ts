@@ -2,50 +2,12 @@
 // timeout: 120s
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import type { JobEvent, ModelSpec } from '../bindings.js'
 import { readSafetensors } from '../lib/formats/safetensors.js'
 import { native } from '../lib/native.js'
+import { open, spec } from './helpers/addon.js'
 import { runModule } from './helpers/child.js'
 import { fixture } from './helpers/files.js'
 import { readPart } from './helpers/tensors.js'
-
-const spec: ModelSpec = {
-  device: 'cpu',
-  precision: 'fp32',
-  threads: 1,
-  maxLanes: 2,
-  dit: {
-    config: {
-      depth: 1,
-      hidden: 24,
-      heads: 2,
-      patchSize: 2,
-      latentSize: [4, 4],
-      channels: 1,
-      numClasses: 2,
-      nullClass: true,
-      learnSigma: false,
-      mlpHidden: 96,
-    },
-    tensors: null,
-    seed: 1n,
-  },
-  vae: null,
-  schedule: { kind: 'linear', steps: 1000, betaStart: 1e-4, betaEnd: 0.02 },
-}
-
-/** A model whose jobs are promises of their last event. */
-function open() {
-  const waiting = new Map<number, (event: JobEvent) => void>()
-  const model = new (native().Model)((event) => {
-    if (event.kind === 'done' || event.kind === 'failed') waiting.get(event.job)?.(event)
-  })
-  const last = (job: number) =>
-    new Promise<JobEvent>((resolve) => {
-      waiting.set(job, resolve)
-    })
-  return { model, last }
-}
 
 function code(action: () => unknown): string | undefined {
   try {
