@@ -2,12 +2,12 @@
 // while both sides are at least twice as long as wanted, then resized by a bicubic filter until the
 // shorter side fits, then the centre is cut out.
 
-/** Rows from the top, channels innermost, 8 bits each. */
+/** Red, green and blue of each pixel, rows from the top, 8 bits each. */
 export interface Bitmap {
-  readonly data: Uint8Array | Uint8ClampedArray
+  /** All of one type, or the loops over them are slow. */
+  readonly data: Uint8ClampedArray
   readonly width: number
   readonly height: number
-  readonly channels: number
 }
 
 /** A filter: its weight at a distance, and the distance from which on it is zero. */
@@ -32,7 +32,7 @@ const bicubic: Filter = {
  * The centre of an image, `height` × `width` pixels, as large a part of it as fits.
  *
  * @example
- * const square = centreCrop({ data, width: 640, height: 480, channels: 3 }, 256, 256)
+ * const square = centreCrop({ data, width: 640, height: 480 }, 256, 256)
  */
 export function centreCrop(image: Bitmap, height: number, width: number): Bitmap {
   let rest = image
@@ -54,41 +54,52 @@ interface Window {
   width: number
 }
 
-/** A window of the image resized to `size`: first the columns, then the rows, rounded after each. */
+/**
+ * A window of the image resized to `size`: along its rows, then along its columns. After each
+ * the numbers are rounded, halves up: halving, half of all are.
+ */
 function resample(
-  { data, width, height, channels }: Bitmap,
+  { data, width, height }: Bitmap,
   size: readonly [height: number, width: number],
   filter: Filter,
   window: Window,
 ): Bitmap {
-  const rows = taps(height, size[0], filter, window.top, window.height)
   const columns = taps(width, size[1], filter, window.left, window.width)
-  const line = width * channels
-  const sums = new Float32Array(line)
-  const shorter = new Uint8ClampedArray(window.height * line) // rounds, and clamps overshoots
-  for (const [y, { first, weights }] of rows.entries()) {
-    sums.fill(0)
-    for (const [k, weight] of weights.entries()) {
-      const begin = (first + k) * line
-      for (let j = 0; j < line; j++)
-        sums[j] = (sums[j] as number) + weight * (data[begin + j] as number)
-    }
-    shorter.set(sums, y * line)
-  }
-  const out = new Uint8ClampedArray(window.height * window.width * channels)
-  for (const [x, { first, weights }] of columns.entries()) {
-    for (let y = 0; y < window.height; y++) {
-      for (let c = 0; c < channels; c++) {
-        const begin = y * line + first * channels + c
-        let sum = 0
-        for (let k = 0; k < weights.length; k++) {
-          sum += (weights[k] as number) * (shorter[begin + k * channels] as number)
-        }
-        out[(y * window.width + x) * channels + c] = sum
+  const rows = taps(height, size[0], filter, window.top, window.height)
+  const top = Math.min(...rows.map(({ first }) => first))
+  const bottom = Math.max(...rows.map(({ first, weights }) => first + weights.length))
+  const line = 3 * window.width
+  const narrow = new Uint8ClampedArray((bottom - top) * line) // cuts off what overshoots
+  for (let y = top, to = 0; y < bottom; y++) {
+    for (const { first, weights } of columns) {
+      let from = 3 * (y * width + first)
+      let red = 0.5
+      let green = 0.5
+      let blue = 0.5
+      for (let k = 0; k < weights.length; k++) {
+        const weight = weights[k] as number
+        red += weight * (data[from++] as number)
+        green += weight * (data[from++] as number)
+        blue += weight * (data[from++] as number)
       }
+      narrow[to++] = Math.floor(red)
+      narrow[to++] = Math.floor(green)
+      narrow[to++] = Math.floor(blue)
     }
   }
-  return { data: out, width: window.width, height: window.height, channels }
+  const out = new Uint8ClampedArray(window.height * line)
+  let to = 0
+  for (const { first, weights } of rows) {
+    const begin = (first - top) * line
+    for (let j = 0; j < line; j++) {
+      let sum = 0.5
+      for (let k = 0; k < weights.length; k++) {
+        sum += (weights[k] as number) * (narrow[begin + k * line + j] as number)
+      }
+      out[to++] = Math.floor(sum)
+    }
+  }
+  return { data: out, width: window.width, height: window.height }
 }
 
 /** The inputs that an output is made of: from `first` on, with weights of sum 1. */
@@ -119,26 +130,22 @@ function taps(from: number, to: number, filter: Filter, begin: number, count: nu
 }
 
 /**
- * Pixels as a model takes them: numbers [channels, height, width], value / 127.5 - 1. One channel of a
- * colour image is its luminance (ITU-R BT.601); a grey image is the same in all channels.
+ * Pixels as a model takes them: numbers [channels, height, width], value / 127.5 - 1. Of one channel, the
+ * luminance (ITU-R BT.601).
  */
-export function toModel(image: Bitmap, channels: number): Float32Array {
-  const { data, width, height } = image
+export function toModel({ data, width, height }: Bitmap, channels: 1 | 3): Float32Array {
   const plane = width * height
   const out = new Float32Array(channels * plane)
-  for (let i = 0; i < plane; i++) {
-    const pixel = i * image.channels
-    if (channels === 1 && image.channels === 3) {
-      const [red, green, blue] = [data[pixel], data[pixel + 1], data[pixel + 2]] as [
-        number,
-        number,
-        number,
-      ]
+  for (let i = 0, from = 0; i < plane; i++) {
+    const red = data[from++] as number
+    const green = data[from++] as number
+    const blue = data[from++] as number
+    if (channels === 1) {
       out[i] = (0.299 * red + 0.587 * green + 0.114 * blue) / 127.5 - 1
-      continue
-    }
-    for (let c = 0; c < channels; c++) {
-      out[c * plane + i] = (data[pixel + (image.channels === 1 ? 0 : c)] as number) / 127.5 - 1
+    } else {
+      out[i] = red / 127.5 - 1
+      out[plane + i] = green / 127.5 - 1
+      out[2 * plane + i] = blue / 127.5 - 1
     }
   }
   return out

@@ -18,7 +18,7 @@ import type { FeaturesOptions } from './features.js'
 import { toHalf } from './half.js'
 import type { ImageFolder } from './image_folder.js'
 import { BadItems, Lookahead, type Turn } from './pipeline.js'
-import type { Shape } from './target.js'
+import type { PictureShape } from './target.js'
 import type { SkippedItem } from './types.js'
 
 /** Pictures that are encoded at once, while the next are decoded. */
@@ -28,7 +28,7 @@ const groupItems = 16
 export interface Extraction {
   readonly images: ImageFolder
   /** [channels, height, width] of the pictures. */
-  readonly shape: Shape
+  readonly shape: PictureShape
   readonly index: FeatureIndex
   readonly engine: Engine
   readonly given: Omit<FeaturesOptions, 'size'>

@@ -22,6 +22,7 @@ import {
   writeIndex,
 } from './feature_files.js'
 import { ImageFolder } from './image_folder.js'
+import { pictureShape } from './target.js'
 import type { SkippedItem } from './types.js'
 
 /** Progress of `extractFeatures`: of loading the VAE, then of pictures. */
@@ -120,7 +121,11 @@ export async function extractFeatures(
   const images = await ImageFolder.open(folder, given.workers)
   try {
     const factor = downscale(vae.config)
-    const shape = [vae.config.inChannels, ...size] as const
+    const shape = pictureShape({
+      channels: vae.config.latentChannels,
+      latentSize: [size[0] / factor, size[1] / factor],
+      vae: { ...vae.config, downscale: factor },
+    })
     const index: FeatureIndex = {
       format: 'dit-native features',
       version: 1,

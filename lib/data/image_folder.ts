@@ -4,7 +4,7 @@ import path from 'node:path'
 import { DiTError, show } from '../errors.js'
 import { Decoder } from './decoder.js'
 import { type LoadedItem, type Source, shuffledTurns } from './pipeline.js'
-import { checkClassCount, pictureShape, type Shape } from './target.js'
+import { checkClassCount, type PictureShape, pictureShape } from './target.js'
 import type { OpenDataOptions } from './types.js'
 import type { Listing } from './worker.js'
 
@@ -71,7 +71,7 @@ export class ImageFolder {
   }
 
   /** A picture, cut to a model's shape, or why it cannot be used. */
-  async load(item: number, shape: Shape, mirrored: boolean): Promise<LoadedItem | string> {
+  async load(item: number, shape: PictureShape, mirrored: boolean): Promise<LoadedItem | string> {
     const [channels, height, width] = shape
     const image = this.name(item)
     const x = await this.#decoder.decode({ image, channels, height, width, mirrored })

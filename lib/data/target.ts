@@ -6,22 +6,28 @@ import type { OpenDataOptions } from './types.js'
 
 type Model = OpenDataOptions['model']
 
+/** The size of what a model takes. */
+type ModelSize = Pick<Model, 'channels' | 'latentSize' | 'vae'>
+
 /** [channels, height, width]. */
 export type Shape = readonly [channels: number, height: number, width: number]
 
 /** Images as the model, or its VAE, takes them. */
-export function imageShape({ channels, latentSize: [height, width], vae }: Model): Shape {
+export function imageShape({ channels, latentSize: [height, width], vae }: ModelSize): Shape {
   if (vae === undefined) return [channels, height, width]
   return [vae.inChannels, height * vae.downscale, width * vae.downscale]
 }
 
-/** As `imageShape`. Throws ERR_DIT_OPTION unless pictures have so many channels: 1 or 3. */
-export function pictureShape(model: Model): Shape {
-  const shape = imageShape(model)
-  if (shape[0] === 1 || shape[0] === 3) return shape
+/** Of pictures: one channel of grey, or three. */
+export type PictureShape = readonly [channels: 1 | 3, height: number, width: number]
+
+/** As `imageShape`. Throws ERR_DIT_OPTION unless pictures can have so many channels. */
+export function pictureShape(model: ModelSize): PictureShape {
+  const [channels, height, width] = imageShape(model)
+  if (channels === 1 || channels === 3) return [channels, height, width]
   throw new DiTError(
     'ERR_DIT_OPTION',
-    `The model takes ${shape[0]} channels, but pictures have 1 or 3. Give the model a VAE (the option ` +
+    `The model takes ${channels} channels, but pictures have 1 or 3. Give the model a VAE (the option ` +
       'vae), train on features, or give latents',
   )
 }

@@ -13,8 +13,7 @@ import { centreCrop, mirror, toModel } from './crop.js'
 export interface DecodeTask {
   /** A file's path, or a file's bytes. */
   image: string | Uint8Array
-  /** 1 or 3. */
-  channels: number
+  channels: 1 | 3
   height: number
   width: number
   mirrored: boolean
@@ -35,7 +34,8 @@ export async function decode(task: DecodeTask): Promise<Decoded> {
       .toColourspace('srgb')
       .raw({ depth: 'uchar' })
       .toBuffer({ resolveWithObject: true })
-    numbers = toModel(centreCrop({ ...info, data }, height, width), channels)
+    const bytes = new Uint8ClampedArray(data.buffer, data.byteOffset, data.length)
+    numbers = toModel(centreCrop({ ...info, data: bytes }, height, width), channels)
   } catch (error) {
     return (error as Error).message
   }
