@@ -121,11 +121,21 @@ export class Lookahead<T extends Turn> {
   /** The next item; undefined after the last. */
   async next(): Promise<Loaded<T> | undefined> {
     while (!this.#ended && this.#waiting.length < this.ahead) {
-      const { value: turn, done } = await this.turns.next()
-      if (done) this.#ended = true
-      else this.#waiting.push(load(turn))
+      try {
+        const { value: turn, done } = await this.turns.next()
+        if (done) this.#ended = true
+        else this.#add((async () => ({ turn, item: await turn.load() }))())
+      } catch (error) {
+        this.#ended = true
+        this.#add(Promise.reject(error))
+      }
     }
     return this.#waiting.shift()
+  }
+
+  #add(loading: Promise<Loaded<T>>): void {
+    loading.catch(() => {}) // thrown in its turn
+    this.#waiting.push(loading)
   }
 
   /** Begins nothing more. */
@@ -133,12 +143,6 @@ export class Lookahead<T extends Turn> {
     this.#ended = true
     await this.turns.return?.()
   }
-}
-
-function load<T extends Turn>(turn: T): Promise<Loaded<T>> {
-  const loading = (async () => ({ turn, item: await turn.load() }))()
-  loading.catch(() => {}) // it is reported in its turn
-  return loading
 }
 
 /**

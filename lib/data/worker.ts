@@ -37,7 +37,8 @@ export async function decode(task: DecodeTask): Promise<Decoded> {
     const bytes = new Uint8ClampedArray(data.buffer, data.byteOffset, data.length)
     numbers = toModel(centreCrop({ ...info, data: bytes }, height, width), channels)
   } catch (error) {
-    return (error as Error).message
+    // The lines that follow may be of other threads: libvips has one list of messages for all.
+    return (error as Error).message.split('\n', 1)[0] as string
   }
   if (mirrored) mirror(numbers, width)
   return move(numbers) as Float32Array

@@ -61,7 +61,9 @@ export async function take(
   return batches
 }
 
-/** What of batches does not depend on time. */
+/** What of batches is always the same: not the time, nor the decoder's words for what is damaged. */
 export function contents(batches: readonly DataBatch[]) {
-  return batches.map(({ waited: _, ...batch }) => batch)
+  return batches.map(({ waited: _, skipped, ...batch }) => {
+    return { ...batch, skipped: skipped.map(({ item }) => item) }
+  })
 }
