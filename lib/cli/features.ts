@@ -29,7 +29,11 @@ export function featuresCommand(context: Context): Command {
     .option('--size <size>', 'of the images: N or HEIGHTxWIDTH; default: 256', values.latentSize)
     .option('--flip', 'encode the mirrored images, too')
     .addOption(new Option('--dtype <type>', 'default: fp32').choices(['fp32', 'fp16']))
-    .option('--shard-items <n>', 'images of one file; default: 1024', values.integer(1, 1 << 20))
+    .option(
+      '--shard-items <n>',
+      'images of one file; default: 1024, or 128 MiB',
+      values.integer(1, 1 << 20),
+    )
     .option('--workers <n>', 'threads that decode images', values.integer(0, 256))
     .addOption(
       new Option('--on-bad-item <action>', 'what a damaged image does; default: skip').choices([

@@ -46,9 +46,10 @@ export async function extractShards(
   const total = images.length
   let done = total - missing.reduce((sum, shard) => sum + shardRange(index, shard).length, 0)
   let encoded = 0
+  const rows = new Rows(index)
+  const group = new Group(extraction, rows)
   for (const shard of missing) {
-    const rows = new Rows(index)
-    const group = new Group(extraction, rows)
+    rows.rows = 0
     const skipped: SkippedItem[] = []
     const { begin, end } = shardRange(index, shard)
     for (let item = begin; item < end; item++) {
@@ -84,7 +85,7 @@ function* turns(
   }
 }
 
-/** The rows of a shard, as they are computed. */
+/** The rows of a shard, as they are computed; the memory serves one shard after the other. */
 class Rows implements ShardRows {
   rows = 0
   readonly labels: Int32Array

@@ -22,7 +22,7 @@ import {
   writeIndex,
 } from './feature_files.js'
 import { ImageFolder } from './image_folder.js'
-import { pictureShape } from './target.js'
+import { pictureShape, type Shape } from './target.js'
 import type { SkippedItem } from './types.js'
 
 /** Progress of `extractFeatures`: of loading the VAE, then of pictures. */
@@ -42,7 +42,7 @@ export interface FeaturesOptions extends Omit<options.DeviceOptions, 'onProgress
   flip?: boolean
   /** How the numbers are stored. Default `'fp32'`; `'fp16'` has half the size and 11 bits. */
   dtype?: 'fp32' | 'fp16'
-  /** Pictures of one file. Default 1024. */
+  /** Pictures of one file. Default 1024, fewer where a file would have more than 128 MiB. */
   shardItems?: number
   /** Threads that decode pictures. Default: as many as there are processors, at most 8. */
   workers?: number
@@ -121,11 +121,9 @@ export async function extractFeatures(
   const images = await ImageFolder.open(folder, given.workers)
   try {
     const factor = downscale(vae.config)
-    const shape = pictureShape({
-      channels: vae.config.latentChannels,
-      latentSize: [size[0] / factor, size[1] / factor],
-      vae: { ...vae.config, downscale: factor },
-    })
+    const latentSize = [size[0] / factor, size[1] / factor] as const
+    const channels = vae.config.latentChannels
+    const shape: Shape = [channels, ...latentSize]
     const index: FeatureIndex = {
       format: 'dit-native features',
       version: 1,
@@ -141,13 +139,18 @@ export async function extractFeatures(
         flip: given.flip ?? false,
         dtype: given.dtype ?? 'fp32',
         precision: spec.precision,
-        shardItems: given.shardItems ?? 1024,
+        shardItems: given.shardItems ?? usualShardItems(shape, given),
       },
-      shape: [vae.config.latentChannels, size[0] / factor, size[1] / factor],
+      shape: [...shape],
       classNames: [...images.classes],
       shards: [],
       skipped: [],
     }
+    const pictures = pictureShape({
+      channels,
+      latentSize,
+      vae: { ...vae.config, downscale: factor },
+    })
     const missing = await prepare(given.out, index)
     let encoded = 0
     if (missing.length > 0) {
@@ -156,7 +159,7 @@ export async function extractFeatures(
         ...(onProgress && { onProgress }),
       })
       try {
-        encoded = await extractShards(missing, { images, shape, index, engine, given })
+        encoded = await extractShards(missing, { images, shape: pictures, index, engine, given })
       } finally {
         await engine.close()
       }
@@ -175,6 +178,19 @@ export async function extractFeatures(
   } finally {
     await images.close()
   }
+}
+
+const maxShardItems = 1024
+const maxShardBytes = 128 << 20
+
+/** Pictures of a file, where nothing says how many. */
+function usualShardItems(
+  [channels, height, width]: Shape,
+  { flip, dtype }: Pick<FeaturesOptions, 'flip' | 'dtype'>,
+): number {
+  const numbers = channels * height * width * (flip ? 4 : 2)
+  const bytes = numbers * (dtype === 'fp16' ? 2 : 4)
+  return Math.max(1, Math.min(maxShardItems, Math.floor(maxShardBytes / bytes)))
 }
 
 function sizeOf(size: FeaturesOptions['size'] = 256, vae: VaeConfig): [number, number] {
