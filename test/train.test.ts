@@ -11,6 +11,7 @@ import { rejects, temporaryFolder } from './helpers/files.js'
 import {
   collect,
   endless,
+  idxFolder,
   item,
   ofType,
   quick,
@@ -363,10 +364,11 @@ test('train: sampling goes on meanwhile', async () => {
   assert.is(steps, 40)
 })
 
-test('train: the mean of several steps', async () => {
-  const events = await trainTiny({ logEvery: 2, batchSize: 5, globalBatch: 5 }, some(30))
-  const steps = ofType(events, 'step')
-  const single = ofType(await trainTiny({ batchSize: 5, globalBatch: 5 }, some(30)), 'step')
+test('train: epochs, the mean of several steps', async () => {
+  const data = idxFolder(15)
+  const options = { epochs: 2, batchSize: 5, globalBatch: 5 }
+  const steps = ofType(await trainTiny({ ...options, logEvery: 2 }, data), 'step')
+  const single = ofType(await trainTiny(options, data), 'step')
   assert.equal(
     steps.map(({ step }) => step),
     [2, 4, 6],

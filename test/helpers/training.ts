@@ -1,8 +1,9 @@
 import { createHash } from 'node:crypto'
-import { readdirSync, readFileSync } from 'node:fs'
+import { readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import * as assert from 'uvu/assert'
 import { DiT, type TrainEvent, type TrainingItem, type TrainOptions } from '../../lib/index.js'
+import { temporaryFolder } from './files.js'
 
 /** A model that trains in milliseconds: 8×8 grey pixels, three classes. */
 export const tiny = {
@@ -41,6 +42,29 @@ export function* endless(position: number): Generator<TrainingItem> {
 /** So many of them. */
 export function some(n: number): TrainingItem[] {
   return Array.from({ length: n }, (_, i) => item(i))
+}
+
+/** The same as a folder of idx files, in bytes. */
+export function idxFolder(n: number): string {
+  const folder = temporaryFolder()
+  const write = (name: string, shape: number[], bytes: number[]) => {
+    const header = Buffer.alloc(4 + 4 * shape.length)
+    header[2] = 8 // unsigned bytes
+    header[3] = shape.length
+    for (const [i, size] of shape.entries()) header.writeUInt32BE(size, 4 + 4 * i)
+    writeFileSync(path.join(folder, name), Buffer.concat([header, Buffer.from(bytes)]))
+  }
+  const items = some(n)
+  const bytes = items.flatMap(({ image }) =>
+    Array.from(image as Float32Array, (x) => Math.round(127.5 * (x + 1))),
+  )
+  write('train-images-idx3-ubyte', [n, 8, 8], bytes)
+  write(
+    'train-labels-idx1-ubyte',
+    [n],
+    items.map(({ label }) => label as number),
+  )
+  return folder
 }
 
 /** Rows `first` to `first + n` as `trainer.step` takes them. */
