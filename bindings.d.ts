@@ -18,7 +18,12 @@ export interface ModelSpec {
   precision: Precision
   threads: number // 0: as many as there are cores
   maxLanes: number // images in the making at once
-  dit: { config: DiTConfig; tensors: TensorSource[] | null; seed: bigint } // null: a fresh model from seed
+  dit: {
+    config: DiTConfig
+    tensors: TensorSource[] | null // null: a fresh model from seed
+    stored: DiTConfig | null // the tensors' size where it is another; what is new follows from seed
+    seed: bigint
+  }
   vae: { config: VaeConfig; tensors: TensorSource[] } | null
   schedule: ScheduleConfig
 }
@@ -88,6 +93,7 @@ export interface TrainerRequest {
   beta2: number
   eps: number
   weightDecay: number
+  decayAll: boolean // biases and tables too
   emaDecay: number
   checkpointEvery: number // 0: keep all activations; k: replay k blocks at once
   microBatch: number // 0: as many rows as fit
@@ -195,6 +201,7 @@ export class Model {
   encode(request: EncodeRequest): number
   save(request: SaveRequest): number
   train(request: TrainerRequest): number // done: trainer
+  release(): number // frees the trainer; its averaged weights stay until there is another
   accumulate(request: AccumulateRequest): number
   apply(request: ApplyRequest): number // done: step
   cancel(job: number): void // the job fails with ERR_DIT_ABORTED within a step

@@ -93,6 +93,8 @@ export class DiT {
   readonly #spec: ModelSpec
   #classNames: ClassNames
   #training = false
+  /** Whether the weights are others than those that were loaded. */
+  #trained = false
 
   private constructor(engine: Engine, { spec, source, classNames }: Described) {
     this.#engine = engine
@@ -407,18 +409,19 @@ export class DiT {
   async save(target: string, saveOptions: options.SaveOptions = {}): Promise<void> {
     const given = options.check(options.saveSchema, saveOptions)
     if (typeof target !== 'string' || target === '') throw invalidOption('target', 'a path', target)
-    await saveModel(this.#engine, this.#spec, this.classNames, target, given)
+    const model = { spec: this.#spec, classNames: this.classNames, trained: this.#trained }
+    await saveModel(this.#engine, model, target, given)
   }
 
   /**
    * Trains the model, and tells of every step. Leaving the loop ends the training; where there is an
-   * `out`, a checkpoint is saved then. Sampling, also meanwhile, uses the averaged (EMA) weights.
-   * Another training starts from the weights that were loaded, not from what this one makes of them.
+   * `out`, a checkpoint is saved then. Sampling, also meanwhile and after it, uses the averaged (EMA)
+   * weights; the memory of the training is freed at its end. Another training starts from the weights that were loaded, not from what this one makes of them.
    *
    * Only events of the type 'step' have losses; see `TrainEvent` for the others.
    *
    * @param data A folder of images (a subfolder for each class), of features, or of MNIST's idx files;
-   * or items `{ image, label }`, in an iterable or an async one. See `TrainingData`.
+   * or items `{ image, label }`, in an array, an iterable or an async one. See `TrainingData`.
    *
    * Throws, in the iteration, ERR_DIT_OPTION for wrong options and for those that differ from a
    * checkpoint's, ERR_DIT_FILE or ERR_DIT_FORMAT for data or checkpoints that cannot be read or written,
@@ -439,7 +442,7 @@ export class DiT {
     try {
       yield* train(host, data, given)
     } finally {
-      host.release()
+      await host.release()
     }
   }
 
@@ -461,7 +464,7 @@ export class DiT {
     try {
       return await Trainer.open(host, given, settings)
     } catch (error) {
-      host.release()
+      await host.release()
       throw error
     }
   }
@@ -492,9 +495,22 @@ export class DiT {
       nameClasses: (names) => {
         this.#classNames = { ...names }
       },
-      release: () => {
-        this.#training = false
+      began: () => {
+        this.#trained = true
       },
+      release: () => this.#endTraining(),
+    }
+  }
+
+  /** Frees the trainer; the model keeps the averaged weights. */
+  async #endTraining(): Promise<void> {
+    try {
+      await this.#engine.run((model) => model.release())
+    } catch (error) {
+      // The memory of a closed model is free already.
+      if (!(error instanceof DiTError && error.code === 'ERR_DIT_CLOSED')) throw error
+    } finally {
+      this.#training = false
     }
   }
 

@@ -3,8 +3,9 @@
 import { existsSync } from 'node:fs'
 import path from 'node:path'
 import type { ModelSpec } from '../bindings.js'
+import { adapt } from './adapt.js'
 import { chooseDevice } from './devices.js'
-import { DiTError, invalidOption } from './errors.js'
+import { DiTError } from './errors.js'
 import { completeConfig } from './formats/dit_config.js'
 import { defaultSchedule } from './formats/schedule_config.js'
 import { resolveSource, resolveVae } from './formats/source.js'
@@ -27,7 +28,7 @@ export interface SourceInfo {
   hub?: { id: string; revision: string; commit: string }
   /** Where the VAE came from, when there is one. */
   vae?: string
-  /** What was assumed because nothing said it, in sentences. */
+  /** What was assumed because nothing said it, and what was adapted, in sentences. */
   notes: string[]
 }
 
@@ -54,24 +55,26 @@ export async function describeSource(source: string, given: LoadOptions): Promis
     ...(signal && { signal }),
     ...(onProgress && { onProgress }),
   })
+  const { notes, ...dit } = adapt(found.dit, given)
+  const sameClasses = dit.config.numClasses === found.dit.config.numClasses
   return {
     spec: {
       ...place,
       threads: given.threads ?? 0,
       maxLanes,
-      dit: { ...adaptSize(found.dit, given), seed: 0n },
+      dit: { ...dit, seed: 0n },
       vae: found.vae ? { config: found.vae.config, tensors: found.vae.tensors } : null,
       schedule: found.schedule,
     },
     source: {
       kind: found.kind,
       description: found.description,
-      notes: found.notes,
+      notes: [...found.notes, ...notes],
       ...(found.weights && { weights: found.weights }),
       ...(found.hub && { hub: found.hub }),
       ...(found.vae && { vae: found.vae.description }),
     },
-    classNames: found.id2label ?? {},
+    classNames: (sameClasses && found.id2label) || {},
   }
 }
 
@@ -99,7 +102,7 @@ export async function describeFresh(
       ...place,
       threads: given.threads ?? 0,
       maxLanes,
-      dit: { config: complete, tensors: null, seed },
+      dit: { config: complete, tensors: null, stored: null, seed },
       vae: vae ? { config: vae.config, tensors: vae.tensors } : null,
       schedule,
     },
@@ -126,7 +129,7 @@ export async function describeVae(source: string, given: DeviceOptions) {
     ...chooseDevice(given.device, given.precision),
     threads: given.threads ?? 0,
     maxLanes,
-    dit: { config, tensors: null, seed: 0n },
+    dit: { config, tensors: null, stored: null, seed: 0n },
     vae,
     schedule: defaultSchedule,
   }
@@ -170,33 +173,4 @@ export function demoOption(source: string): { demoPath?: string } {
     'ERR_DIT_FILE',
     "This copy of dit-native has no model for 'demo' yet. Load a file, a folder or a Hugging Face id",
   )
-}
-
-/** The weights at another size of the latent: the position embedding is left out, and so computed. */
-function adaptSize(
-  { config, tensors }: LoadedSource['dit'],
-  { latentSize, patchSize }: LoadOptions,
-): LoadedSource['dit'] {
-  if (patchSize !== undefined && patchSize !== config.patchSize) {
-    throw new DiTError(
-      'ERR_DIT_OPTION',
-      `Expected ${config.patchSize} for patchSize, as the weights have, but got ${patchSize}: another ` +
-        'patch size needs a resized patch embedding and training',
-    )
-  }
-  if (latentSize === undefined) return { config, tensors }
-  const size = typeof latentSize === 'number' ? [latentSize, latentSize] : latentSize
-  const [height = 0, width = 0] = size
-  if (size.some((length) => length % config.patchSize !== 0)) {
-    throw invalidOption(
-      'latentSize',
-      `multiples of the patch size, ${config.patchSize},`,
-      latentSize,
-    )
-  }
-  if (height === config.latentSize[0] && width === config.latentSize[1]) return { config, tensors }
-  return {
-    config: { ...config, latentSize: [height, width] },
-    tensors: tensors.filter(({ name }) => name !== 'pos_embed'),
-  }
 }

@@ -56,8 +56,19 @@ export interface LoadOptions extends DeviceOptions {
    * `[height, width]`, multiples of the patch size. The position embedding is computed anew.
    */
   latentSize?: number | readonly [height: number, width: number]
-  /** Must be the patch size of the weights: another one needs training. */
+  /**
+   * Another patch size than the weights were trained with, to be trained on. The patch embedding is
+   * resized so that resized patches give the same tokens (FlexiViT, Beyer et al. 2023), the last layer
+   * so that it makes resized patches. With `latentSize` times the same factor the model is at once that
+   * of images resized patch by patch.
+   */
   patchSize?: number
+  /**
+   * Another number of classes than the weights have, to be trained on: the label table is made anew.
+   * The null class stays; the others begin as it is, plus the usual noise of deviation 0.02. There are
+   * no class names then. The weights' own number changes nothing.
+   */
+  numClasses?: number
 }
 
 /** Options of `DiT.create`. */
@@ -136,7 +147,7 @@ export interface EncodeOptions {
 
 /** Options of `dit.save`. */
 export interface SaveOptions {
-  /** Default: fp32, or bf16 when all weights came as bf16; nothing is lost either way. */
+  /** Default: fp32, or bf16 when all weights are as they came, in bf16; nothing is lost either way. */
   dtype?: 'fp32' | 'bf16'
   /** Whether a diffusers folder gets the VAE too, when the model has one. Default true. */
   vae?: boolean
@@ -224,6 +235,7 @@ export const loadSchema = v.strictObject({
     ),
   ),
   patchSize: v.optional(integer(1, 1024)),
+  numClasses: v.optional(integer(1, 1 << 20)),
 })
 
 /** @internal */

@@ -21,11 +21,18 @@ import type { Engine } from './jobs.js'
 import type { ClassNames } from './labels.js'
 import type { SaveOptions } from './options.js'
 
+/** What is saved. @internal */
+export interface Saved {
+  spec: ModelSpec
+  classNames: ClassNames
+  /** Whether the weights are others than those that were loaded. */
+  trained: boolean
+}
+
 /** @internal */
 export async function saveModel(
   engine: Engine,
-  spec: ModelSpec,
-  classNames: ClassNames,
+  { spec, classNames, trained }: Saved,
   target: string,
   { dtype, vae = true }: SaveOptions,
 ): Promise<void> {
@@ -41,7 +48,8 @@ export async function saveModel(
   const has = new Set(tensors?.map(({ name }) => name))
   const present = (all: SavedTensor[]) =>
     all.filter(({ from }) => tensors === null || has.has(from))
-  const ditType = dtype ?? storedType(tensors)
+  const isAsStored = !trained && spec.dit.stored === null
+  const ditType = dtype ?? (isAsStored ? storedType(tensors) : 'fp32')
 
   if (target.endsWith('.safetensors')) {
     const saved = present(officialTensors(config))

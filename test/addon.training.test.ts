@@ -25,6 +25,7 @@ const trainerRequest: TrainerRequest = {
   beta2: 0.999,
   eps: 1e-8,
   weightDecay: 0,
+  decayAll: false,
   emaDecay: 0.5,
   checkpointEvery: 0,
   microBatch: 2,

@@ -298,11 +298,6 @@ test('load: failures are DiTErrors', async () => {
   await rejects(() => DiT.load('/nowhere/model'), 'ERR_DIT_FILE', /no file or folder/)
   await rejects(() => DiT.load(fixture('bad_inputs/eval.pt')), 'ERR_DIT_FORMAT', /eval/)
   const file = fixture('dit_tiny_forward/a96h4/model.safetensors')
-  await rejects(
-    () => DiT.load(file, { patchSize: 4 }),
-    'ERR_DIT_OPTION',
-    /Expected 2 for patchSize/,
-  )
   await rejects(() => DiT.load(file, { latentSize: 7 }), 'ERR_DIT_OPTION', /multiples of.* 2,/)
 })
 

@@ -202,6 +202,38 @@ test('the rate is that of the last seconds', () => {
   assert.match(screen.text, /^sampling: 80 of 100 steps, 2 steps\/s, 10\.0 s left$/m)
 })
 
+test('what is done at the first word does not count for the rate', () => {
+  const screen = new Screen()
+  const { progress, at } = progressOn(screen)
+  for (let done = 20; done <= 100; done += 20) at(done, done)
+  progress.end()
+  assert.equal(screen.text.split('\n'), [
+    'sampling: 40 of 100 steps, 1 steps/s, 1 min 00 s left',
+    'sampling: 60 of 100 steps, 1 steps/s, 40.0 s left',
+    'sampling: 80 of 100 steps, 1 steps/s, 20.0 s left',
+    'sampling: 100 of 100 steps, 1 steps/s, 1 min 20 s',
+    'sampling: 100 of 100 steps, 1 steps/s, 1 min 20 s',
+    '',
+  ])
+})
+
+test('a line in between changes no rate', () => {
+  for (const isTTY of [false, true]) {
+    const screen = new Screen()
+    screen.isTTY = isTTY
+    const { progress, at } = progressOn(screen)
+    at(0, 0)
+    at(6, 6)
+    progress.say('by the way')
+    at(12, 12)
+    at(100, 100)
+    progress.end()
+    assert.match(screen.text, /by the way\n/)
+    assert.match(screen.text, /sampling: 12 of 100 steps, 1 steps\/s, 1 min 28 s left/)
+    assert.match(screen.text, /sampling: 100 of 100 steps, 1 steps\/s, 1 min 40 s/)
+  }
+})
+
 test('on a terminal, progress is a bar', () => {
   const screen = new Screen()
   screen.isTTY = true

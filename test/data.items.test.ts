@@ -3,7 +3,13 @@ import { setImmediate, setTimeout as sleep } from 'node:timers/promises'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 import { openData } from '../lib/data/open.js'
-import type { OpenData, OpenDataOptions, TrainingData, TrainingItem } from '../lib/data/types.js'
+import type {
+  DataBatch,
+  OpenData,
+  OpenDataOptions,
+  TrainingData,
+  TrainingItem,
+} from '../lib/data/types.js'
 import { rejects } from './helpers/files.js'
 import { contents, picture, pictureFolder, pixelModel, take } from './helpers/pictures.js'
 
@@ -40,7 +46,6 @@ async function withItems<T>(
 }
 
 const forms: [name: string, make: () => TrainingData][] = [
-  ['an array', () => [...numbered(10)]],
   ['a generator', () => numbered(10)],
   ['an async generator', () => slowly(10)],
   ['a function', () => (position) => numbered(10, position)],
@@ -85,6 +90,53 @@ for (const [name, make] of forms) {
     assert.ok(mirrored.length > 0 && mirrored.length < 10, `${mirrored.length} of 10 mirrored`)
   })
 }
+
+const labelsOf = async (data: OpenData, count: number, options: Parameters<typeof take>[2]) =>
+  (await take(data, count, options)).map(({ labels }) => [...labels])
+
+test('an array: epoch after epoch, each in an order of its own', async () => {
+  const items = [...numbered(10)]
+  const all = [...items.keys()]
+  await withItems(items, {}, async (data) => {
+    items.length = 0 // what was opened stays
+    assert.equal([data.kind, data.length], ['images', 10])
+    const batches = await labelsOf(data, 6, { batchSize: 5, flip: false })
+    const epochs = [0, 2, 4].map((i) => batches.slice(i, i + 2).flat())
+    for (const epoch of epochs) assert.equal(epoch.toSorted(), all)
+    assert.is(new Set([all, ...epochs].map(String)).size, 4, 'all orders differ')
+    assert.equal(await labelsOf(data, 6, { batchSize: 5, flip: false }), batches)
+    const other = await labelsOf(data, 6, { batchSize: 5, flip: false, seed: 9n })
+    assert.not.equal(other, batches)
+    // From a position on, beyond an epoch's end.
+    const rest = await labelsOf(data, 2, { batchSize: 5, flip: false, position: 15 })
+    assert.equal(rest, batches.slice(3, 5))
+  })
+})
+
+test('an array: half of its images are mirrored, other ones in each epoch', async () => {
+  const mirrored = ({ x }: DataBatch) => {
+    return Array.from({ length: 10 }, (_, i) => x[16 * i] !== -1)
+  }
+  await withItems([...numbered(10)], {}, async (data) => {
+    const epochs = await take(data, 4, { batchSize: 10, flip: true })
+    const flips = epochs.flatMap(mirrored)
+    const count = flips.filter(Boolean).length
+    assert.ok(count > 8 && count < 32, `${count} of 40 mirrored`)
+  })
+})
+
+test('an array: what is damaged is passed over, every time', async () => {
+  const items = [...numbered(3), { image: new Uint8Array(4), label: 0 }]
+  await withItems(items, {}, async (data) => {
+    const batches = await take(data, 2, { batchSize: 3, flip: false })
+    const named = (n: number) => (batches[n] as DataBatch).labels.toSorted()
+    assert.equal([...named(0)], [0, 1, 2])
+    assert.equal(
+      batches.flatMap(({ skipped }) => skipped.map(({ item }) => item)),
+      ['item 3', 'item 3'],
+    )
+  })
+})
 
 test('a function is asked for what follows a position, and its iterators are closed', async () => {
   const asked: number[] = []
@@ -182,7 +234,7 @@ test('bytes and paths are decoded, what is damaged passed over', async () => {
   const named = { ...pixelModel(3, 8), classNames: { 2: 'two' } }
   const runs = await Promise.all(
     [1, 3].map((workers) =>
-      withItems(items, { model: named, workers }, async (data) =>
+      withItems(items.values(), { model: named, workers }, async (data) =>
         contents(await take(data, 9, { batchSize: 5 })),
       ),
     ),
@@ -192,7 +244,7 @@ test('bytes and paths are decoded, what is damaged passed over', async () => {
   assert.equal([...(batch?.labels ?? [])], [3, 2, 4])
   assert.equal(batch?.skipped, [`item 2 (${folder}/a/no.jpg)`, 'item 3'])
   const strict = () =>
-    withItems(items, { model: named, onBadItem: 'error' }, (data) =>
+    withItems(items.values(), { model: named, onBadItem: 'error' }, (data) =>
       take(data, 9, { batchSize: 5 }),
     )
   await rejects(strict, 'ERR_DIT_FORMAT', /item 2 \(.*no.jpg\) cannot be used/)

@@ -141,7 +141,7 @@ async function decoded(folder: string, damaged: string): Promise<Float32Array> {
     .sort()
   const vae = { inChannels: 3, downscale: 2, scalingFactor: 1, shiftFactor: 0 }
   const items = files.map((image) => ({ image, label: 0 }))
-  const data = await openData(items, { model: { ...model, vae }, onBadItem: 'error' })
+  const data = await openData(items.values(), { model: { ...model, vae }, onBadItem: 'error' })
   try {
     const [batch] = await take(data, 1, { batchSize: files.length, flip: false })
     return (batch as DataBatch).x

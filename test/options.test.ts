@@ -101,7 +101,8 @@ test('load and create: wrong options', async () => {
     [{ revision: 5 }, /a string for revision but got 5/],
     [{ latentSize: 0 }, /a positive integer or \[height, width\] for latentSize but got 0/],
     [{ latentSize: [8, 7] }, /multiples of the patch size, 2, for latentSize but got \[8,7\]/],
-    [{ patchSize: 4 }, /Expected 2 for patchSize.*got 4.*training/],
+    [{ patchSize: 3 }, /a divisor of the latent's sides, 8×8, for patchSize but got 3/],
+    [{ numClasses: 1.5 }, /an integer from 1 to 1048576 for numClasses but got 1.5/],
     [{ prescision: 'fp32' }, /Did you mean 'precision'\?/],
   ]
   for (const [options, message] of cases) {

@@ -1,14 +1,17 @@
 // The parts of training that need no model: options, learning rates, what is a spike, changed options,
 // metrics.jsonl, the folder of checkpoints.
+import { spawnSync } from 'node:child_process'
 import {
   appendFileSync,
   mkdirSync,
   readdirSync,
   readFileSync,
   readlinkSync,
+  symlinkSync,
   unlinkSync,
 } from 'node:fs'
 import { writeFile } from 'node:fs/promises'
+import { hostname } from 'node:os'
 import path from 'node:path'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
@@ -109,6 +112,7 @@ test('defaults', () => {
     warmup: 0,
     minLr: 0,
     weightDecay: 0,
+    decayAll: false,
     betas: [0.9, 0.999],
     eps: 1e-8,
     emaDecay: 0.9999,
@@ -346,7 +350,7 @@ test('a step is cut into jobs of at most 4 MiB, of whole micro-batches', async (
       return { trainer: { microBatch: 24, step: 0 }, step: result }
     },
   } as unknown as Engine
-  const host = { engine, model: { ...model, config: large }, release() {} }
+  const host = { engine, model: { ...model, config: large }, began() {}, async release() {} }
   const trainer = await Trainer.open(host, {}, resolveSettings({}, large))
   const n = 100
   const size = 128 * 128
@@ -507,6 +511,7 @@ test('a failed save leaves the checkpoints as they were, and nothing else', asyn
   await rejects(() => run.save(failing, model, stateAt(2), 1), 'ERR_DIT_FILE', /no space left/)
   assert.equal(list(folder), ['latest', 'step-0000001'])
   assert.equal(await readState((await run.latest()) as string), stateAt(1))
+  await run.close()
 })
 
 test('what a killed training left half done is removed; without latest the last step is it', async () => {
@@ -516,10 +521,59 @@ test('what a killed training left half done is removed; without latest the last 
   for (const name of ['step-0000002.1-ab.tmp', 'step-0000001.old.tmp', 'latest.tmp']) {
     mkdirSync(path.join(folder, 'checkpoints', name))
   }
+  await run.close()
   const again = await RunFolder.open(folder)
   assert.equal(list(folder), ['latest', 'step-0000001'])
   unlinkSync(path.join(folder, 'checkpoints/latest'))
   assert.match((await again.latest()) as string, /step-0000001$/)
+})
+
+// ---- one training a folder ----
+
+const lock = (folder: string) => path.join(folder, 'lock')
+
+test('a folder is one training’s until it is closed', async () => {
+  const folder = temporaryFolder()
+  const run = await RunFolder.open(folder)
+  await rejects(() => RunFolder.open(folder), 'ERR_DIT_BUSY', /in use: this process trains there/)
+  assert.is(await RunFolder.at(folder).latest(), undefined, 'it can be looked at')
+  await run.close()
+  await run.close()
+  assert.equal(readdirSync(folder), ['checkpoints'])
+  await (await RunFolder.open(folder)).close()
+  assert.is(await RunFolder.at(path.join(folder, 'nowhere')).latest(), undefined)
+})
+
+test('a lock that a process left which has ended is taken over', async () => {
+  const folder = temporaryFolder()
+  const run = await RunFolder.open(folder)
+  const own = readlinkSync(lock(folder))
+  await run.close()
+  const { pid } = spawnSync(process.execPath, ['--version'])
+  const stale = [
+    own.replace(/process \d+/, `process ${pid}`),
+    own.replace(/started \d+/, 'started 1'), // the number is another process's now
+    'something else',
+  ]
+  for (const text of stale) {
+    symlinkSync(text, lock(folder))
+    await (await RunFolder.open(folder)).close()
+    assert.equal(readdirSync(folder), ['checkpoints'])
+  }
+  symlinkSync(own.replace(/on .*/, 'on another-machine'), lock(folder))
+  const elsewhere = new RegExp(`process ${process.pid} on another-machine.*remove .*lock$`)
+  await rejects(() => RunFolder.open(folder), 'ERR_DIT_BUSY', elsewhere)
+})
+
+test('of many that want a stale lock, one gets it', async () => {
+  const folder = temporaryFolder()
+  for (let round = 0; round < 20; round++) {
+    symlinkSync(`process 1 started 1 on ${hostname()}`, lock(folder))
+    const tried = await Promise.allSettled(Array.from({ length: 8 }, () => RunFolder.open(folder)))
+    const got = tried.filter((one) => one.status === 'fulfilled')
+    assert.is(got.length, 1)
+    await (got[0] as PromiseFulfilledResult<RunFolder>).value.close()
+  }
 })
 
 const damages: [name: string, change: (json: Record<string, unknown>) => unknown, RegExp][] = [

@@ -5,7 +5,13 @@ import path from 'node:path'
 import sharp from 'sharp'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { DiT, type StepMetrics, type TrainEvent, type TrainingItem } from '../lib/index.js'
+import {
+  DiT,
+  type StepMetrics,
+  type TrainEvent,
+  type TrainerOptions,
+  type TrainingItem,
+} from '../lib/index.js'
 import { runModule, runModuleWithin } from './helpers/child.js'
 import { rejects, temporaryFolder } from './helpers/files.js'
 import {
@@ -64,13 +70,13 @@ test('trainer.step: timesteps, noise and dropped labels can be given', async () 
   ] as const) {
     const trainer = await dit.trainer({ batchSize: 2, seed })
     metrics.push(await trainer.step(given))
-    trainer.close()
+    await trainer.close()
   }
   const [first, second] = metrics as [StepMetrics, StepMetrics]
   assert.is(first.loss, second.loss, 'nothing was random')
   assert.is(first.gradNorm, second.gradNorm)
   assert.ok(first.quartileLoss.every(Number.isFinite))
-  using trainer = await one.trainer({ seed: 1 })
+  await using trainer = await one.trainer({ seed: 1 })
   const { quartileLoss, rows: count } = await trainer.step({ x, y, noise, t: 300 })
   assert.equal(quartileLoss.map(Number.isNaN), [true, false, true, true])
   assert.is(count, 4)
@@ -78,7 +84,7 @@ test('trainer.step: timesteps, noise and dropped labels can be given', async () 
 
 test('trainer.step: wrong arguments', async () => {
   await using dit = await tinyModel()
-  using trainer = await dit.trainer(quick)
+  await using trainer = await dit.trainer(quick)
   const { x, y } = rows(0, 2)
   const refused = (input: object, code: 'ERR_DIT_OPTION' | 'ERR_DIT_SHAPE', message: RegExp) =>
     rejects(() => trainer.step({ x, y, ...input }), code, message)
@@ -125,8 +131,8 @@ test('trainer.save and trainer.resume: the steps that follow are the same, bit f
   await rejects(() => trainer.save(folder), 'ERR_DIT_FILE', /holds no checkpoint/)
   await rejects(() => trainer.resume(folder), 'ERR_DIT_FILE', /no checkpoint of a training/)
   await rejects(() => trainer.resume(''), 'ERR_DIT_OPTION', /path for folder/)
-  trainer.close()
-  using other = await dit.trainer({ lr: 5 })
+  await trainer.close()
+  await using other = await dit.trainer({ lr: 5 })
   await rejects(() => other.resume(checkpoint('four')), 'ERR_DIT_OPTION', /lr was 0.001 and is 5/)
 })
 
@@ -136,7 +142,7 @@ for (const checkpointing of ['block', { every: 2 }] as const) {
     for (const policy of ['none', checkpointing] as const) {
       const folder = path.join(temporaryFolder(), 'checkpoint')
       await using dit = await tinyModel()
-      using trainer = await dit.trainer({ ...quick, checkpointing: policy })
+      await using trainer = await dit.trainer({ ...quick, checkpointing: policy })
       for (let step = 0; step < 3; step++) await trainer.step(rows(8 * step, 8))
       await trainer.save(folder)
       states.push(weights(folder))
@@ -154,19 +160,76 @@ test('one trainer at a time, one thing at a time', async () => {
   await rejects(() => trainer.step(rows(0, 8)), 'ERR_DIT_BUSY', /await what it does/)
   await rejects(() => trainer.save('x'), 'ERR_DIT_BUSY', /await what it does/)
   await step
-  trainer.close()
-  trainer.close()
+  await trainer.close()
+  await trainer.close()
   await rejects(() => trainer.step(rows(0, 8)), 'ERR_DIT_CLOSED', /make another/)
-  using another = await dit.trainer(quick)
+  await using another = await dit.trainer(quick)
   assert.is((await another.step(rows(0, 8))).step, 1)
   await dit.close()
   await rejects(() => another.step(rows(0, 8)), 'ERR_DIT_CLOSED', /model was closed/)
 })
 
+test('a training’s memory is freed at its end; the averaged weights stay', async () => {
+  await using dit = await tinyModel()
+  const before = dit.memory()
+  const request = { x: rows(0, 2).x, t: 100, y: [0, 1] }
+  const fresh = await dit.denoise(request)
+  const trainer = await dit.trainer(quick)
+  assert.ok(dit.memory().training > 2 * before.weights)
+  const step = trainer.step(rows(0, 8))
+  const closing = trainer.close()
+  assert.is((await step).outcome, 'applied', 'what was under way is done first')
+  await closing
+  const after = dit.memory()
+  assert.is(after.training, 0)
+  assert.ok(after.total <= 2 * before.total, `${after.total} bytes, ${before.total} before`)
+  const averaged = await dit.denoise(request)
+  assert.not.equal(averaged, fresh)
+  const target = path.join(temporaryFolder(), 'model.safetensors')
+  await dit.save(target)
+  await using saved = await DiT.load(target, { precision: 'fp32', threads: 1 })
+  assert.equal(await saved.denoise(request), averaged)
+
+  await collect(dit.train(some(8), { ...quick, steps: 1 }))
+  assert.is(dit.memory().training, 0)
+})
+
+test('a model that came in bf16 is saved in fp32 once it was trained', async () => {
+  const folder = temporaryFolder()
+  const [narrow, wide] = ['narrow', 'wide'].map((name) => path.join(folder, `${name}.safetensors`))
+  {
+    await using dit = await tinyModel()
+    await dit.save(narrow as string, { dtype: 'bf16' })
+  }
+  await using dit = await DiT.load(narrow as string, { precision: 'fp32', threads: 1 })
+  await collect(dit.train(some(8), { ...quick, steps: 1 }))
+  await dit.save(wide as string)
+  const request = { x: rows(0, 2).x, t: 100, y: [0, 1] }
+  await using saved = await DiT.load(wide as string, { precision: 'fp32', threads: 1 })
+  assert.equal(await saved.denoise(request), await dit.denoise(request))
+})
+
+test('weight decay: matrices alone, or all with decayAll', async () => {
+  const trained = async (options: TrainerOptions) => {
+    await using dit = await tinyModel()
+    await using trainer = await dit.trainer({ ...quick, lr: 0.1, weightDecay: 1, ...options })
+    for (let i = 0; i < 3; i++) await trainer.step(rows(8 * i, 8))
+    const folder = path.join(temporaryFolder(), 'checkpoint')
+    await trainer.save(folder)
+    return weights(folder)
+  }
+  const [matrices, all, none] = await Promise.all([
+    trained({}),
+    trained({ decayAll: true }),
+    trained({ weightDecay: 0, decayAll: true }),
+  ])
+  assert.is(new Set([matrices, all, none].map((hashes) => hashes['model.safetensors'])).size, 3)
+})
+
 test('a batch size that does not fit the memory', async () => {
   await using dit = await tinyModel()
   await rejects(() => dit.trainer({ memoryLimit: '100kB' }), 'ERR_DIT_OOM', /one row at a time/)
-  using small = await dit.trainer({ globalBatch: 64, memoryLimit: '4MB' })
+  await using small = await dit.trainer({ globalBatch: 64, memoryLimit: '4MB' })
   assert.ok(small.info.batchSize >= 1 && small.info.batchSize < 64, `${small.info.batchSize}`)
   assert.ok(small.info.parameterBytes + small.info.activationBytes <= 4e6)
 })
@@ -176,7 +239,7 @@ test('a batch size that does not fit the memory', async () => {
 test('a batch with NaN is skipped and counted, and changes nothing', async () => {
   const folder = temporaryFolder()
   await using dit = await tinyModel()
-  using trainer = await dit.trainer(quick)
+  await using trainer = await dit.trainer(quick)
   for (let step = 0; step < 3; step++) await trainer.step(rows(8 * step, 8))
   await trainer.save(path.join(folder, 'before'))
   const poisoned = rows(24, 8)
@@ -191,7 +254,7 @@ test('a batch with NaN is skipped and counted, and changes nothing', async () =>
 
 test('a spike in the gradient is skipped once 100 steps tell what is usual', async () => {
   await using dit = await tinyModel()
-  using trainer = await dit.trainer({ ...quick, batchSize: 2 })
+  await using trainer = await dit.trainer({ ...quick, batchSize: 2 })
   const spike = () => {
     const { x, y } = rows(0, 2)
     const noise = { data: Float32Array.from(x.data, (_, i) => 1e4 * Math.sin(i)), shape: x.shape }
@@ -207,14 +270,14 @@ test('a spike in the gradient is skipped once 100 steps tell what is usual', asy
   // What is usual is part of a checkpoint.
   const folder = path.join(temporaryFolder(), 'checkpoint')
   await trainer.save(folder)
-  trainer.close()
+  await trainer.close()
   const resumed = await dit.trainer()
   await resumed.resume(folder)
   const again = await resumed.step(spike())
   assert.equal([again.step, again.outcome, again.skippedSteps], [101, 'spike', 2])
-  resumed.close()
+  await resumed.close()
 
-  using tolerant = await dit.trainer({ ...quick, spikeFactor: 0 })
+  await using tolerant = await dit.trainer({ ...quick, spikeFactor: 0 })
   for (let i = 0; i < 100; i++) await tolerant.step(rows(2 * i, 2))
   assert.is((await tolerant.step(spike())).outcome, 'applied')
 })
@@ -379,6 +442,23 @@ test('train: epochs, the mean of several steps', async () => {
   )
 })
 
+test('train: an array has epochs, and resumes within one', async () => {
+  const data = some(12)
+  const options = { epochs: 3, logEvery: 1 }
+  const [start, ...steps] = await trainTiny(options, data)
+  assert.ok(start?.type === 'start' && start.items === 12 && start.steps === 5)
+  assert.is(ofType(steps, 'step').at(-1)?.epoch, 40 / 12)
+  const out = temporaryFolder()
+  const first = await trainTiny({ steps: 2, out }, data)
+  const rest = await trainTiny({ steps: 5, out, resume: true }, data)
+  assert.equal([...losses(first), ...losses(rest)], losses(steps))
+  await rejects(
+    () => trainTiny({ steps: 6, out, resume: true }, some(13)),
+    'ERR_DIT_OPTION',
+    /data.length was 12 and is 13/,
+  )
+})
+
 test('train: data that ends, ends the training', async () => {
   function* ten() {
     yield* some(10)
@@ -472,7 +552,7 @@ test('dit.trainer goes on with what dit.train began, and the other way round', a
   await trainTiny({ steps: 2, out })
   {
     await using dit = await tinyModel()
-    using trainer = await dit.trainer()
+    await using trainer = await dit.trainer()
     await trainer.resume(latest(out))
     await trainer.step(rows(16, 8))
     await trainer.save(own)
@@ -537,6 +617,24 @@ test('resume: a new training needs a new folder; an old one, the same options', 
   await rejects(() => trainTiny({ resume: other }), 'ERR_DIT_FILE', /no checkpoint of a training/)
   await rejects(() => trainTiny({ saveEvery: 2 }), 'ERR_DIT_OPTION', /nothing without out/)
   await rejects(() => trainTiny({ steps: 2, epochs: 2 }), 'ERR_DIT_OPTION', /beside steps/)
+})
+
+test('two trainings in one folder: the second is refused, in any process', async () => {
+  const out = temporaryFolder()
+  await using dit = await tinyModel()
+  const events = dit.train(endless, { ...quick, out, steps: 100 })
+  await events.next()
+  const advice = new RegExp(`${out} is in use`)
+  await rejects(() => trainTiny({ steps: 1, out, resume: true }), 'ERR_DIT_BUSY', advice)
+  const { stdout, stderr } = await runModule(`
+    import { collect, endless, quick, tinyModel } from './test/helpers/training.ts'
+    const dit = await tinyModel()
+    const options = { ...quick, out: ${JSON.stringify(out)}, steps: 1, resume: true }
+    await collect(dit.train(endless, options)).catch(({ code, message }) => console.log(code, message))
+    await dit.close()`)
+  assert.match(stdout, new RegExp(`^ERR_DIT_BUSY .*process ${process.pid} trains there`), stderr)
+  await events.return()
+  await trainTiny({ steps: 1, out, resume: true })
 })
 
 test('a full disk while saving: the old checkpoint stays, training goes on', async () => {

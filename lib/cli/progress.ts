@@ -5,7 +5,7 @@ import { duration, scaled } from './units.js'
 /** Seconds between two lines where there is no terminal. */
 const secondsPerLine = 5
 
-/** The rate is that of so many last seconds: others may want the processor for a while. */
+/** The rate is that of so many last seconds or more: others may want the processor for a while. */
 const rateSeconds = 15
 
 const clock = () => performance.now() / 1000
@@ -15,13 +15,13 @@ interface Task {
   name: string
   unit: string
   begin: number
-  /** What was done at the beginning. */
+  /** What was done then. */
   begun: number
   done: number
   total: number
   /** What else there is to tell. */
   detail: string
-  /** What was done when, about every half second of the last `rateSeconds`. */
+  /** What was done when, about every half second of the last `rateSeconds`, and once before. */
   recent: { time: number; done: number }[]
   /** When its last line was printed. */
   told: number
@@ -46,21 +46,16 @@ export class Progress {
   }
 
   /**
-   * `done` of `total` units of `name` are done; `begun` of them before this began. Another name ends
-   * what was under way before.
+   * `done` of `total` units of `name` are done. Another name ends what was under way before; the clock
+   * starts then, so what is done already does not count for the rate.
    */
-  update(
-    name: string,
-    unit: string,
-    done: number,
-    total: number,
-    { detail = '', begun = 0 } = {},
-  ): void {
+  update(name: string, unit: string, done: number, total: number, detail = ''): void {
     if (this.#quiet) return
     const now = this.#now()
     if (this.#task?.name !== name) {
       this.end()
-      this.#task = { name, unit, begin: now, begun, done, total, detail, recent: [], told: now }
+      const recent = [{ time: now, done }]
+      this.#task = { name, unit, begin: now, begun: done, done, total, detail, recent, told: now }
     }
     const task = this.#task as Task
     task.done = done
@@ -82,6 +77,16 @@ export class Progress {
     } else if (event.phase === 'prepare') {
       this.update('preparing the weights', 'weights', event.loaded, event.total)
     }
+  }
+
+  /** A line of its own; what is under way goes on. */
+  say(text: string): void {
+    if (this.#quiet) return
+    if (this.#bar) {
+      this.#bar.stop() // the next update draws another below
+      this.#bar = undefined
+    }
+    this.#stream.write(`${text}\n`)
   }
 
   /** Nothing is under way any more. */
@@ -121,9 +126,9 @@ export class Progress {
 }
 
 function remember({ recent, done }: Task, time: number): void {
-  if (time - (recent.at(-1)?.time ?? Number.NEGATIVE_INFINITY) < 0.5) return
+  if (time - (recent.at(-1)?.time as number) < 0.5) return
   recent.push({ time, done })
-  if (time - (recent[0]?.time as number) > rateSeconds) recent.shift()
+  while (recent[1] && time - recent[1].time >= rateSeconds) recent.shift()
 }
 
 /** 'sampling: 12 of 40 steps, 3.20 steps/s, 8.75 s left'; at the end the rate and time of it all. */

@@ -3,6 +3,7 @@
 import { type Command, Option } from 'commander'
 import { DiT } from '../dit.js'
 import { invalidOption } from '../errors.js'
+import type { LoadOptions } from '../options.js'
 import type { StepEvent, TrainEvent } from '../train/events.js'
 import type { TrainOptions } from '../train/options.js'
 import { RunFolder } from '../train/run_folder.js'
@@ -31,6 +32,7 @@ const optionFlags = [
   'warmup',
   'minLr',
   'weightDecay',
+  'decayAll',
   'betas',
   'eps',
   'emaDecay',
@@ -56,6 +58,7 @@ const optionFlags = [
 type TrainFlags = CommonFlags &
   SourceFlags &
   DeviceFlags &
+  Pick<LoadOptions, 'numClasses' | 'patchSize'> &
   Pick<TrainOptions, (typeof optionFlags)[number]> & {
     data: string
     model?: string
@@ -110,6 +113,12 @@ export function trainCommand(context: Context): Command {
     .addOption(
       new Option('--weights <which>', 'of --model; default: ema').choices(['ema', 'model']),
     )
+    .option(
+      '--num-classes <n>',
+      'of --model: make its label table anew for so many classes',
+      values.integer(1),
+    )
+    .option('--patch-size <n>', 'of --model: resize its patches', values.integer(1))
     .option('--vae <source>', 'VAE of the model: a folder, a file or a Hugging Face id')
     .option('--revision <name>', 'branch, tag or commit of a Hugging Face repository')
   addDeviceOptions(command)
@@ -136,6 +145,7 @@ function addOptimiserOptions(command: Command): void {
     .option('--warmup <n>', 'steps; default: 5 % of all, at most 10000', values.integer(0))
     .option('--min-lr <x>', 'at the end of cosine; default: 0', values.number)
     .option('--weight-decay <x>', 'default: 0', values.number)
+    .option('--decay-all', 'weight decay on biases and the label table, too')
     .option('--betas <a,b>', 'of AdamW; default: 0.9,0.999', values.pair)
     .option('--eps <x>', 'of AdamW; default: 1e-8', values.number)
     .option('--ema-decay <x>', 'of the averaged weights; default: 0.9999', values.number)
@@ -177,6 +187,7 @@ async function train(flags: TrainFlags, context: Context): Promise<void> {
   try {
     dit = await openModel(flags, signal, progress)
     progress.end()
+    told.loaded(dit)
     for await (const event of dit.train(flags.data, { ...options(flags), signal })) told.on(event)
   } catch (error) {
     if (dit === undefined || !signal.aborted || error !== signal.reason) throw error
@@ -206,13 +217,18 @@ async function openModel(flags: TrainFlags, signal: AbortSignal, progress: Progr
   const { model, config, out, resume } = flags
   const place = pick(flags, 'device', 'precision', 'threads')
   const common = { ...place, ...pick(flags, 'vae'), signal, onProgress: progress.load }
-  const source = pick(flags, 'weights', 'config', 'revision', 'latentSize')
-  if (model !== undefined) return DiT.load(model, { ...common, ...source })
+  const adapted = pick(flags, 'numClasses', 'latentSize', 'patchSize')
+  const source = pick(flags, 'weights', 'config', 'revision')
+  if (model !== undefined) return DiT.load(model, { ...common, ...source, ...adapted })
   if (config !== undefined) {
+    const [name] = Object.keys(adapted)
+    if (name !== undefined) {
+      throw invalidOption(name, 'nothing without --model (it belongs into --config)', adapted)
+    }
     return DiT.create(config, { ...common, ...pick(flags, 'seed') })
   }
-  const checkpoint = resume === true ? await (await RunFolder.open(out)).latest() : resume
-  if (checkpoint) return DiT.load(checkpoint, { ...common, weights: 'model' })
+  const checkpoint = resume === true ? await RunFolder.at(out).latest() : resume
+  if (checkpoint) return DiT.load(checkpoint, { ...common, ...adapted, weights: 'model' })
   const why = resume ? ` (there is no checkpoint in ${out} yet)` : ''
   throw invalidOption('--config', `a preset or JSON, or a --model to train on${why},`, undefined)
 }
@@ -227,8 +243,8 @@ interface Result {
 class Report {
   readonly #flags: TrainFlags
   readonly #progress: Progress
-  #begun = 0
-  #total: number | undefined
+  #step = 0
+  #total = Number.POSITIVE_INFINITY
   #last: StepEvent | undefined
 
   constructor(flags: TrainFlags, progress: Progress) {
@@ -236,64 +252,68 @@ class Report {
     this.#progress = progress
   }
 
+  loaded({ source: { description, notes } }: DiT): void {
+    for (const note of notes) this.#progress.say(`${description}: ${note}`)
+  }
+
   on(event: TrainEvent): void {
     switch (event.type) {
       case 'start': {
         const { step, steps, resumed, batchSize, globalBatch, parameterBytes, activationBytes } =
           event
-        this.#begun = step
-        this.#total = steps
+        this.#total = steps ?? Number.POSITIVE_INFINITY
         const memory = scaled(parameterBytes + activationBytes, 'B')
         const from = resumed ? `from ${resumed}, ` : ''
-        this.#say(
+        this.#progress.say(
           `${from}step ${step} of ${steps ?? 'no end'}, ${globalBatch} rows a step, ${batchSize} at once, ` +
             `${memory}, seed ${event.seed}`,
         )
+        this.#update(step) // from here on, time counts
         break
       }
       case 'step':
         this.#last = event
-        this.#step(event)
+        this.#tell(event)
         break
       case 'rollback':
-        this.#say(
+        this.#progress.say(
           `too many steps were skipped: from step ${event.from} back to ${event.step}, learning rate × ` +
             `${event.lrFactor}`,
         )
         break
       case 'warning':
-        this.#say(`warning: ${event.message}`)
+        this.#progress.say(`warning: ${event.message}`)
         break
       case 'skippedItems':
-        for (const { item, reason } of event.items) this.#say(`skipped ${item}: ${reason}`)
+        for (const { item, reason } of event.items) {
+          this.#progress.say(`skipped ${item}: ${reason}`)
+        }
         break
     }
   }
 
-  #step({ step, outcome, loss, lr, imagesPerSecond, gradNorm }: StepEvent): void {
+  #tell({ step, outcome, loss, lr, imagesPerSecond, gradNorm }: StepEvent): void {
     if (outcome !== 'applied') {
-      this.#say(`skipped a step after step ${step}: ${outcome}, gradient norm ${gradNorm}`)
+      this.#progress.say(`skipped a step after step ${step}: ${outcome}, gradient norm ${gradNorm}`)
     }
     const detail =
       `loss ${loss.toPrecision(4)}, lr ${lr.toExponential(2)}, ` +
       `${scaled(imagesPerSecond, '').trim()} images/s`
-    const total = this.#total ?? Number.POSITIVE_INFINITY
-    this.#progress.update('training', 'steps', step, total, { detail, begun: this.#begun })
+    this.#update(step, detail)
+  }
+
+  #update(step: number, detail?: string): void {
+    this.#step = step
+    this.#progress.update('training', 'steps', step, this.#total, detail)
   }
 
   stopping(): void {
-    this.#say('stopping, after a checkpoint; a second time stops at once')
-  }
-
-  #say(text: string): void {
-    if (this.#flags.quiet) return
-    this.#progress.end()
-    process.stderr.write(`${text}\n`)
+    this.#progress.say('stopping, after a checkpoint; a second time stops at once')
   }
 
   end(result: Result, context: Context): void {
     const { stopped, seconds, out } = result
-    const step = this.#last?.step ?? this.#begun
+    const step = this.#step
     const summary = { ...result, step, ...(this.#last && { loss: this.#last.loss }) }
     const how = stopped ? `stopped, saved; go on with --resume` : 'done'
     const loss = this.#last ? `, loss ${this.#last.loss.toPrecision(4)}` : ''

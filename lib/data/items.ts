@@ -1,10 +1,10 @@
-// Items that the caller makes: an iterable, or a function that gives one from a position on.
+// Items that the caller makes: an array, an iterable, or a function that gives one from a position on.
 
 import { DiTError, invalidOption, show } from '../errors.js'
 import { mirror } from './crop.js'
 import { Decoder } from './decoder.js'
 import { epochOrder } from './order.js'
-import type { LoadedItem, Source, Turn } from './pipeline.js'
+import { type LoadedItem, type Source, shuffledTurns, type Turn } from './pipeline.js'
 import { imageShape, itemLabel, pictureShape, type Shape } from './target.js'
 import type { BatchOptions, OpenDataOptions, TrainingData } from './types.js'
 
@@ -137,27 +137,41 @@ export async function openItems(data: GivenItems, options: OpenDataOptions): Pro
     const x = await decoder.decode({ image, channels, height, width, mirrored })
     return typeof x === 'string' ? x : { x, deviation: null, label }
   }
+  // Mirrored latents are not the latents of a mirrored image.
+  const flips = (flip: boolean) => flip && kind === 'images'
   async function* turns({ seed, position, flip }: BatchOptions): AsyncGenerator<Turn> {
     const { mirrored } = epochOrder(1, seed, 0)
     let at = position
     for await (const item of reader.from(position)) {
       const number = at++
-      // Mirrored latents are not the latents of a mirrored image.
-      const isMirrored = flip && kind === 'images' && mirrored(number)
+      const isMirrored = flips(flip) && mirrored(number)
       yield { name: () => itemName(number, item), load: () => load(number, item, isMirrored) }
     }
   }
+  const shuffled = (items: readonly unknown[], batch: BatchOptions) => {
+    const indexed = {
+      length: items.length,
+      name: (item: number) => itemName(item, items[item]),
+      load: (item: number, mirrored: boolean) => load(item, items[item], mirrored),
+    }
+    return shuffledTurns(indexed, { ...batch, flip: flips(batch.flip) })
+  }
+  const array = Array.isArray(data) ? [...data] : undefined
   return {
     kind,
-    length: undefined,
+    length: array?.length,
     shape,
     scale: 1,
     shift: 0,
     numClasses: undefined,
     classNames: [],
-    fingerprint: { kind: `items: ${kind}`, shape: shape.join('×') },
+    fingerprint: {
+      kind: `items: ${kind}`,
+      shape: shape.join('×'),
+      ...(array && { length: array.length }),
+    },
     ahead: 4 * decoder.workers,
-    turns,
+    turns: (batch) => (array ? shuffled(array, batch) : turns(batch)),
     async close() {
       await reader.close()
       await decoder.close()

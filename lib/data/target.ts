@@ -38,7 +38,7 @@ export function checkClassCount(data: string, count: number, { numClasses }: Mod
   throw new DiTError(
     'ERR_DIT_OPTION',
     `${data} has ${count} classes, the model ${numClasses}. Make or load the model with numClasses ` +
-      `${count} or more`,
+      `${count} or more (dit train --num-classes, with --model)`,
   )
 }
 

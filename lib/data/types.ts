@@ -17,7 +17,8 @@ export interface TrainingItem {
  * - a folder that `dit features` wrote: posteriors of a VAE, from which every epoch draws anew;
  * - a folder with the idx files of MNIST or Fashion-MNIST (`train-images-idx3-ubyte`, with or without
  *   `.gz`);
- * - any iterable, or async iterable, of items;
+ * - an array of items, of which every epoch has its own order;
+ * - any other iterable, or an async one, of items, which are taken as they come, once;
  * - a function that gives one that starts after `position` items: then a resumed training need not
  *   read again what it has seen.
  */

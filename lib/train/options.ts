@@ -51,6 +51,8 @@ export interface TrainerOptions {
   minLr?: number
   /** Of AdamW (Loshchilov & Hutter 2019). Default 0. */
   weightDecay?: number
+  /** Weight decay on biases and the label table, too. Default false: on matrices alone. */
+  decayAll?: boolean
   /** Of AdamW. Default `[0.9, 0.999]`. */
   betas?: readonly [beta1: number, beta2: number]
   /** Of AdamW. Default 1e-8. */
@@ -171,6 +173,7 @@ const trainerEntries = {
   warmup: v.optional(integer(0)),
   minLr: v.optional(notNegative),
   weightDecay: v.optional(notNegative),
+  decayAll: v.optional(flag),
   betas: v.optional(
     is<readonly [number, number]>(
       'two numbers of at least 0 and less than 1',
@@ -296,6 +299,7 @@ export interface TrainingSettings {
   warmup: number
   minLr: number
   weightDecay: number
+  decayAll: boolean
   betas: [number, number]
   eps: number
   emaDecay: number
@@ -337,6 +341,7 @@ export function resolveSettings(
     warmup: given.warmup ?? stored?.warmup ?? (ramps ? usualWarmup(steps) : 0),
     minLr: given.minLr ?? stored?.minLr ?? 0,
     weightDecay: given.weightDecay ?? stored?.weightDecay ?? 0,
+    decayAll: given.decayAll ?? stored?.decayAll ?? false,
     betas: [...(given.betas ?? stored?.betas ?? ([0.9, 0.999] as const))],
     eps: given.eps ?? stored?.eps ?? 1e-8,
     emaDecay: given.emaDecay ?? stored?.emaDecay ?? 0.9999,

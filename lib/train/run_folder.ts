@@ -4,6 +4,7 @@
 //   metrics.jsonl              a line per event
 //   samples/step-0000100.png   sample grids
 //   model.safetensors          the averaged weights, at the end
+//   lock                       who trains there, while it does
 
 import { mkdir, readdir, readlink, rename, rm, symlink } from 'node:fs/promises'
 import path from 'node:path'
@@ -11,6 +12,7 @@ import { DiTError, fileError } from '../errors.js'
 import { sync } from '../formats/file.js'
 import type { Engine } from '../jobs.js'
 import { isCheckpoint, unfinished, writeCheckpoint } from './checkpoint.js'
+import { FolderLock } from './lock.js'
 import type { TrainedModel, TrainerState } from './state.js'
 
 /** `step-0000100`; `step-0000100.2` where the step was saved before, and that is not to be touched. */
@@ -37,29 +39,43 @@ export function stepName(step: number): string {
 export class RunFolder {
   readonly path: string
   readonly #checkpoints: string
+  #lock: FolderLock | undefined
 
   private constructor(folder: string) {
     this.path = path.resolve(folder)
     this.#checkpoints = path.join(this.path, 'checkpoints')
   }
 
+  /** A folder to look at, which need not exist. */
+  static at(folder: string): RunFolder {
+    return new RunFolder(folder)
+  }
+
   /**
-   * Makes the folder where there is none, and removes what a training that was killed left half done.
+   * A folder to write to, until it is closed: makes it where there is none, and removes what a training
+   * that was killed left half done.
    *
-   * Rejects with ERR_DIT_FILE.
+   * Rejects with ERR_DIT_BUSY while another training writes there, with ERR_DIT_FILE.
    */
   static async open(folder: string): Promise<RunFolder> {
     const run = new RunFolder(folder)
     try {
       await mkdir(run.#checkpoints, { recursive: true })
+      run.#lock = await FolderLock.take(run.path)
       for (const name of await readdir(run.#checkpoints)) {
         if (!name.endsWith(unfinished)) continue
         await rm(path.join(run.#checkpoints, name), { recursive: true, force: true })
       }
     } catch (cause) {
+      await run.close()
       throw fileError(folder, 'write', cause)
     }
     return run
+  }
+
+  async close(): Promise<void> {
+    await this.#lock?.release()
+    this.#lock = undefined
   }
 
   get metrics(): string {
@@ -151,7 +167,12 @@ export class RunFolder {
 
   /** The names of the checkpoints, all of them whole, by step. */
   async #list(): Promise<string[]> {
-    const names = await readdir(this.#checkpoints)
-    return names.filter((name) => pattern.test(name)).sort(byRank)
+    try {
+      const names = await readdir(this.#checkpoints)
+      return names.filter((name) => pattern.test(name)).sort(byRank)
+    } catch (cause) {
+      if ((cause as NodeJS.ErrnoException).code === 'ENOENT') return []
+      throw fileError(this.#checkpoints, 'read', cause)
+    }
   }
 }

@@ -36,12 +36,26 @@ export async function* train(
   input: TrainingData,
   given: TrainOptions,
 ): AsyncGenerator<TrainEvent, void, undefined> {
-  const { signal, workers, onBadItem = 'skip' } = given
-  signal?.throwIfAborted()
+  given.signal?.throwIfAborted()
   const { config } = host.model
   checkOptions(given)
   checkSampling(config, host.vae !== undefined, given.sampleEvery)
   const run = given.out === undefined ? undefined : await RunFolder.open(given.out)
+  try {
+    yield* trainIn(run, host, input, given)
+  } finally {
+    await run?.close()
+  }
+}
+
+async function* trainIn(
+  run: RunFolder | undefined,
+  host: TrainHost,
+  input: TrainingData,
+  given: TrainOptions,
+): AsyncGenerator<TrainEvent, void, undefined> {
+  const { signal, workers, onBadItem = 'skip' } = given
+  const { config } = host.model
   const start = await findStart(given, run)
   const { openData } = await import('../data/open.js')
   const data = await openData(input, {

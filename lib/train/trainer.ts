@@ -56,8 +56,10 @@ export interface StepMetrics {
 export interface TrainerHost {
   readonly engine: Engine
   readonly model: TrainedModel
-  /** Called once, when the trainer is closed. */
-  release(): void
+  /** Called when the native part has made a trainer. */
+  began(): void
+  /** Called once, when the training has ended: frees the native part's trainer. */
+  release(): Promise<void>
 }
 
 /** Rows as the native part takes them. @internal */
@@ -79,7 +81,7 @@ export interface Start {
  *   const { step, loss } = await trainer.step({ x, y })
  *   if (step % 1000 === 0) await trainer.save('checkpoint')
  * }
- * trainer.close()
+ * await trainer.close()
  */
 export class Trainer {
   readonly #host: TrainerHost
@@ -91,8 +93,8 @@ export class Trainer {
   #norms: UsualNorm
   #skippedSteps: number
   #skippedInRow: number
-  #busy = false
-  #closed = false
+  #underWay: Promise<unknown> | undefined
+  #closed: Promise<void> | undefined
 
   private constructor(
     host: TrainerHost,
@@ -182,18 +184,23 @@ export class Trainer {
   }
 
   /**
-   * Ends the training; the model keeps its averaged weights. Another trainer may follow, which starts
-   * from the weights that were loaded, or resumes.
+   * Ends the training, after the step or save that is under way, and frees its memory; the model keeps
+   * the averaged weights. Another trainer may follow, which starts from the weights that were loaded, or
+   * resumes. May be called more than once.
    */
-  close(): void {
-    if (this.#closed) return
-    this.#closed = true
-    this.#host.release()
+  close(): Promise<void> {
+    this.#closed ??= this.#end()
+    return this.#closed
   }
 
-  /** `using trainer = await dit.trainer()` */
-  [Symbol.dispose](): void {
-    this.close()
+  async #end(): Promise<void> {
+    await this.#underWay?.catch(() => {}) // whoever asked for it is told
+    await this.#host.release()
+  }
+
+  /** `await using trainer = await dit.trainer()` */
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close()
   }
 
   /** @internal */
@@ -298,14 +305,15 @@ export class Trainer {
   /** One thing at a time. @internal */
   async exclusive<T>(work: () => Promise<T>): Promise<T> {
     if (this.#closed) throw new DiTError('ERR_DIT_CLOSED', 'The trainer was closed; make another')
-    if (this.#busy) {
+    if (this.#underWay) {
       throw new DiTError('ERR_DIT_BUSY', 'The trainer is at work: await what it does before this')
     }
-    this.#busy = true
+    const underWay = work()
+    this.#underWay = underWay
     try {
-      return await work()
+      return await underWay
     } finally {
-      this.#busy = false
+      this.#underWay = undefined
     }
   }
 
@@ -394,7 +402,7 @@ function exactly(settings: TrainingSettings, { microBatch }: TrainerInfo): Train
 
 /** Has the native part make a trainer, in the place of the one there is. */
 async function begin(
-  { engine, model }: TrainerHost,
+  { engine, model, began }: TrainerHost,
   settings: TrainingSettings,
   start?: Start,
 ): Promise<TrainerInfo> {
@@ -407,6 +415,7 @@ async function begin(
     beta2: betas[1],
     eps: settings.eps,
     weightDecay: settings.weightDecay,
+    decayAll: settings.decayAll,
     emaDecay: settings.emaDecay,
     checkpointEvery: Math.min(settings.checkpointEvery, model.config.depth),
     microBatch: batchSize === 'auto' ? 0 : Math.min(batchSize, globalBatch),
@@ -418,5 +427,6 @@ async function begin(
   }
   const { trainer } = await engine.run((native) => native.train(request))
   if (trainer === null) throw new DiTError('ERR_DIT_INTERNAL', 'the trainer said nothing')
+  began()
   return trainer
 }

@@ -83,6 +83,7 @@ ModelSpec toModelSpec(const Napi::Value& value) {
   spec.maxLanes = fields.integer("maxLanes");
   spec.dit = toDitConfig(dit.object("config", "DiTConfig"));
   if (!dit.isNull("tensors")) spec.ditTensors = toTensors(dit.list("tensors"));
+  if (!dit.isNull("stored")) spec.storedDit = toDitConfig(dit.object("stored", "DiTConfig"));
   spec.initSeed = dit.bigint("seed");
   if (!fields.isNull("vae")) {
     const Fields vae = fields.object("vae", "ModelSpec.vae");
@@ -156,6 +157,7 @@ TrainerRequest toTrainerRequest(const Napi::Value& value) {
                      .beta2 = single(fields, "beta2"),
                      .eps = single(fields, "eps"),
                      .weightDecay = single(fields, "weightDecay"),
+                     .decayAll = fields.flag("decayAll"),
                      .emaDecay = single(fields, "emaDecay"),
                      .checkpointing = {.every = fields.count("checkpointEvery")},
                      .microBatch = fields.count("microBatch"),

@@ -15,6 +15,7 @@ Napi::Function ModelWrap::define(Napi::Env env) {
                          InstanceMethod<&ModelWrap::encode>("encode"),
                          InstanceMethod<&ModelWrap::save>("save"),
                          InstanceMethod<&ModelWrap::train>("train"),
+                         InstanceMethod<&ModelWrap::release>("release"),
                          InstanceMethod<&ModelWrap::accumulate>("accumulate"),
                          InstanceMethod<&ModelWrap::apply>("apply"),
                          InstanceMethod<&ModelWrap::cancel>("cancel"),
@@ -72,6 +73,11 @@ Napi::Value ModelWrap::save(const Napi::CallbackInfo& info) {
 
 Napi::Value ModelWrap::train(const Napi::CallbackInfo& info) {
   return submit(info, &Runner::train, toTrainerRequest);
+}
+
+Napi::Value ModelWrap::release(const Napi::CallbackInfo& info) {
+  return submit<ReleaseRequest>(info, &Runner::release,
+                                [](const Napi::Value&) { return ReleaseRequest{}; });
 }
 
 Napi::Value ModelWrap::accumulate(const Napi::CallbackInfo& info) {

@@ -20,9 +20,9 @@ namespace dit {
 
 struct CloseRequest {};
 
-using Request =
-    std::variant<ModelSpec, SampleRequest, DenoiseRequest, DecodeRequest, EncodeRequest,
-                 SaveRequest, TrainerRequest, AccumulateRequest, ApplyRequest, CloseRequest>;
+using Request = std::variant<ModelSpec, SampleRequest, DenoiseRequest, DecodeRequest, EncodeRequest,
+                             SaveRequest, TrainerRequest, ReleaseRequest, AccumulateRequest,
+                             ApplyRequest, CloseRequest>;
 
 struct Job {
   uint64_t id = 0;

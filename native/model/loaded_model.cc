@@ -2,7 +2,20 @@
 
 #include <utility>
 
+#include "model/adapted_weights.h"
+
 namespace dit {
+
+namespace {
+
+std::unique_ptr<WeightSource> openWeights(const ModelSpec& spec) {
+  if (spec.ditTensors.empty()) return initialWeights(ditParams(spec.dit), spec.initSeed);
+  auto stored = openWeightFiles(spec.ditTensors);
+  if (!spec.storedDit) return stored;
+  return adaptWeights(std::move(stored), *spec.storedDit, spec.dit, spec.initSeed);
+}
+
+}  // namespace
 
 LoadedModel::LoadedModel(ModelSpec given, const LoadProgress& progress,
                          const Checkpoint& checkpoint)
@@ -12,8 +25,7 @@ LoadedModel::LoadedModel(ModelSpec given, const LoadProgress& progress,
   DIT_CHECK(ops.backend().supports(spec.precision), ErrorCode::Device,
             "precision: ", ops.backend().name(), " has no ", precisionName(spec.precision),
             " here");
-  ditWeights = spec.ditTensors.empty() ? initialWeights(ditParams(spec.dit), spec.initSeed)
-                                       : openWeightFiles(spec.ditTensors);
+  ditWeights = openWeights(spec);
   if (spec.vae) vaeWeights = openWeightFiles(spec.vaeTensors);
   dit.emplace(ops, spec.dit, *ditWeights, spec.precision, 2 * spec.maxLanes, progress);
   if (spec.vae)
@@ -26,7 +38,7 @@ ModelInfo LoadedModel::info() {
   ModelInfo info;
   info.device = ops.backend().name();
   info.precision = spec.precision;
-  info.weightBytes = dit->weightBytes();
+  info.weightBytes = dit->weightBytes() + (trained ? trained->bytes() : 0);
   info.vaeBytes = vae ? vae->bytes() : 0;
   info.activationBytes = dit->activationBytes() + sampler->bytes();
   if (trainer) {
@@ -38,6 +50,7 @@ ModelInfo LoadedModel::info() {
 
 std::shared_ptr<WeightSource> LoadedModel::samplingWeights() {
   if (trainer) return trainer->values(Trainer::Part::Ema);
+  if (trained) return trained;
   return ditWeights;
 }
 

@@ -3,6 +3,7 @@
 #include <memory>
 #include <optional>
 
+#include "model/host_weights.h"
 #include "model/runner.h"
 #include "model/sampler.h"
 
@@ -20,14 +21,16 @@ struct LoadedModel {
   std::optional<Vae> vae;
   std::optional<Sampler> sampler;
   std::unique_ptr<Trainer> trainer;
-  bool stale = false;  // `dit` has other values than samplingWeights()
+  std::shared_ptr<HostWeights> trained;  // what the last trainer left
+  bool stale = false;                    // `dit` has other values than samplingWeights()
 
   ModelInfo info();
   // Throw Option without one.
   Vae& needVae(const char* what);
   Trainer& needTrainer(const char* what);
 
-  // What sampling is to use: the EMA of a model in training, else what was loaded.
+  // What sampling is to use: the EMA of a model in training, or of the last one, else what was
+  // loaded.
   std::shared_ptr<WeightSource> samplingWeights();
   // Brings `dit` up to date, unless an image is in the making: it ends with the weights that it
   // began with, and so do those that join it.

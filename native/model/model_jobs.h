@@ -20,6 +20,7 @@ JobEvent runJob(LoadedModel& model, const SaveRequest& request);
 // `progress` throws when nobody wants the job any more. A trainer that there was is gone even when
 // this fails.
 JobEvent runJob(LoadedModel& model, const TrainerRequest& request, const LoadProgress& progress);
+JobEvent runJob(LoadedModel& model, const ReleaseRequest& request);
 // The caller sees to it that the trainer discards the step when this fails.
 JobEvent runJob(LoadedModel& model, const AccumulateRequest& request, const Checkpoint& checkpoint);
 JobEvent runJob(LoadedModel& model, const ApplyRequest& request);

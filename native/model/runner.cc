@@ -76,6 +76,9 @@ class Runner::State {
   void execute(const std::shared_ptr<Job>& job, const TrainerRequest& request) {
     finish(*job, runJob(loaded(), request, progressOf(*job)));
   }
+  void execute(const std::shared_ptr<Job>& job, const ReleaseRequest& request) {
+    finish(*job, runJob(loaded(), request));
+  }
   void execute(const std::shared_ptr<Job>& job, const AccumulateRequest& request) {
     finish(*job, runJob(loaded(), request, checkpointOf(*job)));
   }
@@ -130,6 +133,7 @@ uint64_t Runner::decode(DecodeRequest request) { return state_->jobs().submit(st
 uint64_t Runner::encode(EncodeRequest request) { return state_->jobs().submit(std::move(request)); }
 uint64_t Runner::save(SaveRequest request) { return state_->jobs().submit(std::move(request)); }
 uint64_t Runner::train(TrainerRequest request) { return state_->jobs().submit(std::move(request)); }
+uint64_t Runner::release(ReleaseRequest request) { return state_->jobs().submit(request); }
 uint64_t Runner::accumulate(AccumulateRequest request) {
   return state_->jobs().submit(std::move(request));
 }

@@ -20,6 +20,9 @@ struct ModelSpec {
   Precision precision = Precision::F32;
   DitConfig dit;
   std::vector<TensorSource> ditTensors;  // empty: a fresh model from initSeed
+  // The size that the tensors have, where it is another: they are adapted (adapted_weights.h), what
+  // is new following from initSeed.
+  std::optional<DitConfig> storedDit;
   uint64_t initSeed = 0;
   std::optional<VaeConfig> vae;
   std::vector<TensorSource> vaeTensors;
@@ -82,6 +85,10 @@ struct TrainerRequest {
   int64_t step = 0;
   std::optional<std::array<std::vector<TensorSource>, 4>> state;
 };
+
+// Ends the training: the trainer is gone, its averaged weights stay, in the host's memory, until
+// there is another trainer.
+struct ReleaseRequest {};
 
 // TrainingRows with their data. A job that fails or is cancelled, even before it began, forgets all
 // rows of the step.
@@ -149,6 +156,7 @@ class Runner {
   uint64_t encode(EncodeRequest request);
   uint64_t save(SaveRequest request);
   uint64_t train(TrainerRequest request);
+  uint64_t release(ReleaseRequest request);
   uint64_t accumulate(AccumulateRequest request);
   uint64_t apply(ApplyRequest request);
 

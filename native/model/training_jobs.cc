@@ -29,6 +29,7 @@ JobEvent runJob(LoadedModel& model, const TrainerRequest& request, const LoadPro
   // The memory of the earlier trainer is needed. When the new one fails there is none, and sampling
   // goes back to the weights that were loaded.
   model.trainer.reset();
+  model.trained.reset();
   model.stale = true;
   auto trainer =
       std::make_unique<Trainer>(model.ops, model.spec.dit, model.spec.schedule,
@@ -38,6 +39,14 @@ JobEvent runJob(LoadedModel& model, const TrainerRequest& request, const LoadPro
   JobEvent result;
   result.trainer = model.trainer->info();
   return result;
+}
+
+JobEvent runJob(LoadedModel& model, const ReleaseRequest&) {
+  if (!model.trainer) return {};
+  const auto averaged = model.trainer->values(Trainer::Part::Ema);
+  model.trained = std::make_shared<HostWeights>(*averaged, ditParams(model.spec.dit));
+  model.trainer.reset();
+  return {};
 }
 
 JobEvent runJob(LoadedModel& model, const AccumulateRequest& request,

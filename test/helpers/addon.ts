@@ -23,6 +23,7 @@ export const spec: ModelSpec = {
       mlpHidden: 96,
     },
     tensors: null,
+    stored: null,
     seed: 1n,
   },
   vae: null,
