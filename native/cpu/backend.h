@@ -32,38 +32,9 @@ class CpuBackend final : public Backend {
   std::unique_ptr<PreparedWeight> prepareTrainedLinear(const TrainedLinearArgs& args) override;
   std::unique_ptr<PreparedWeight> prepareConv(const ConvWeightArgs& args) override;
 
-  void linear(const LinearArgs& args) override;
-  void conv2d(const Conv2dArgs& args) override;
-
-  void layerNormModulate(const LayerNormModulateArgs& args) override;
-  void attention(const AttentionArgs& args) override;
-  void silu(const SiluArgs& args) override;
-  void timestepEmbedding(const TimestepEmbeddingArgs& args) override;
-  void conditionEmbedding(const ConditionEmbeddingArgs& args) override;
-  void patchify(const PatchifyArgs& args) override;
-  void unpatchify(const UnpatchifyArgs& args) override;
-  void guide(const GuideArgs& args) override;
-  void solverUpdate(const SolverUpdateArgs& args) override;
-  void noise(const NoiseArgs& args) override;
-  void groupNorm(const GroupNormArgs& args) override;
-  void toChannelsLast(const ToChannelsLastArgs& args) override;
-  void toChannelsFirst(const ToChannelsFirstArgs& args) override;
-  void sampleMoments(const SampleMomentsArgs& args) override;
-  void toRgb8(const ToRgb8Args& args) override;
-
-  void linearBackward(const LinearBackwardArgs& args) override;
-  void gateBackward(const GateBackwardArgs& args) override;
-  void layerNormModulateBackward(const LayerNormModulateBackwardArgs& args) override;
-  void attentionBackward(const AttentionBackwardArgs& args) override;
-  void siluBackward(const SiluBackwardArgs& args) override;
-  void conditionEmbeddingBackward(const ConditionEmbeddingBackwardArgs& args) override;
-  void unpatchifyBackward(const UnpatchifyBackwardArgs& args) override;
-  void drawLatents(const DrawLatentsArgs& args) override;
-  void qSample(const QSampleArgs& args) override;
-  void loss(const LossArgs& args) override;
-  void squaredNorm(const SquaredNormArgs& args) override;
-  void adamW(const AdamWArgs& args) override;
-  void cast(const CastArgs& args) override;
+#define DIT_DECLARE(name, Args) void name(const Args& args) override;
+  DIT_OPERATIONS(DIT_DECLARE)
+#undef DIT_DECLARE
 
  private:
   // `largest`: the tensor that says how much work it is.

@@ -84,6 +84,7 @@ struct AttentionArgs {
   // [R, heads, T] F32: log of the sum of exp(q k / sqrt(d)) over k, for the derivative; may be
   // absent
   Tensor logSumExp = {};
+  bool tf32 = false;  // F32 operands of the products may be rounded to TF32
 };
 
 // y[i] = silu(x[i]) = x / (1 + exp(-x))

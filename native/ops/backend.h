@@ -8,7 +8,7 @@
 namespace dit {
 
 struct BackendOptions {
-  std::string device = "cpu";  // "cpu"
+  std::string device = "cpu";  // "cpu", "cuda", "cuda:1"; in tests "cuda:emulated"
   int threads = 0;             // of the process-wide budget; 0: as many as there are cores
 };
 

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -8,6 +10,38 @@
 
 // THE list of operations. `arguments.h` and `training.h` give their formulas and shapes; `Ops`
 // checks them for all backends, and each backend implements them (native/cpu, native/cuda).
+// X(name, Args) is called for each.
+#define DIT_OPERATIONS(X)                                       \
+  X(linear, LinearArgs)                                         \
+  X(layerNormModulate, LayerNormModulateArgs)                   \
+  X(attention, AttentionArgs)                                   \
+  X(silu, SiluArgs)                                             \
+  X(timestepEmbedding, TimestepEmbeddingArgs)                   \
+  X(conditionEmbedding, ConditionEmbeddingArgs)                 \
+  X(patchify, PatchifyArgs)                                     \
+  X(unpatchify, UnpatchifyArgs)                                 \
+  X(guide, GuideArgs)                                           \
+  X(solverUpdate, SolverUpdateArgs)                             \
+  X(noise, NoiseArgs)                                           \
+  X(conv2d, Conv2dArgs)                                         \
+  X(groupNorm, GroupNormArgs)                                   \
+  X(toChannelsLast, ToChannelsLastArgs)                         \
+  X(toChannelsFirst, ToChannelsFirstArgs)                       \
+  X(sampleMoments, SampleMomentsArgs)                           \
+  X(toRgb8, ToRgb8Args)                                         \
+  X(linearBackward, LinearBackwardArgs)                         \
+  X(gateBackward, GateBackwardArgs)                             \
+  X(layerNormModulateBackward, LayerNormModulateBackwardArgs)   \
+  X(attentionBackward, AttentionBackwardArgs)                   \
+  X(siluBackward, SiluBackwardArgs)                             \
+  X(conditionEmbeddingBackward, ConditionEmbeddingBackwardArgs) \
+  X(unpatchifyBackward, UnpatchifyBackwardArgs)                 \
+  X(drawLatents, DrawLatentsArgs)                               \
+  X(qSample, QSampleArgs)                                       \
+  X(loss, LossArgs)                                             \
+  X(squaredNorm, SquaredNormArgs)                               \
+  X(adamW, AdamWArgs)                                           \
+  X(cast, CastArgs)
 
 namespace dit {
 
@@ -33,41 +67,21 @@ class Backend {
   // Every byte of the tensor becomes 0.
   virtual void zero(const Tensor& device) = 0;
 
+  // Runs `work`, which queues the same operations on the same tensors whenever it is called with
+  // this key. A device may record them and replay the recording from then on, without calling
+  // `work`; so `work` neither allocates, uploads nor downloads. Freeing memory forgets recordings.
+  virtual void repeat(uint64_t key, const std::function<void()>& work) {
+    static_cast<void>(key);
+    work();
+  }
+
   virtual std::unique_ptr<PreparedWeight> prepareLinear(const LinearWeightArgs& args) = 0;
   virtual std::unique_ptr<PreparedWeight> prepareTrainedLinear(const TrainedLinearArgs& args) = 0;
   virtual std::unique_ptr<PreparedWeight> prepareConv(const ConvWeightArgs& args) = 0;
 
-  virtual void linear(const LinearArgs& args) = 0;
-  virtual void layerNormModulate(const LayerNormModulateArgs& args) = 0;
-  virtual void attention(const AttentionArgs& args) = 0;
-  virtual void silu(const SiluArgs& args) = 0;
-  virtual void timestepEmbedding(const TimestepEmbeddingArgs& args) = 0;
-  virtual void conditionEmbedding(const ConditionEmbeddingArgs& args) = 0;
-  virtual void patchify(const PatchifyArgs& args) = 0;
-  virtual void unpatchify(const UnpatchifyArgs& args) = 0;
-  virtual void guide(const GuideArgs& args) = 0;
-  virtual void solverUpdate(const SolverUpdateArgs& args) = 0;
-  virtual void noise(const NoiseArgs& args) = 0;
-  virtual void conv2d(const Conv2dArgs& args) = 0;
-  virtual void groupNorm(const GroupNormArgs& args) = 0;
-  virtual void toChannelsLast(const ToChannelsLastArgs& args) = 0;
-  virtual void toChannelsFirst(const ToChannelsFirstArgs& args) = 0;
-  virtual void sampleMoments(const SampleMomentsArgs& args) = 0;
-  virtual void toRgb8(const ToRgb8Args& args) = 0;
-
-  virtual void linearBackward(const LinearBackwardArgs& args) = 0;
-  virtual void gateBackward(const GateBackwardArgs& args) = 0;
-  virtual void layerNormModulateBackward(const LayerNormModulateBackwardArgs& args) = 0;
-  virtual void attentionBackward(const AttentionBackwardArgs& args) = 0;
-  virtual void siluBackward(const SiluBackwardArgs& args) = 0;
-  virtual void conditionEmbeddingBackward(const ConditionEmbeddingBackwardArgs& args) = 0;
-  virtual void unpatchifyBackward(const UnpatchifyBackwardArgs& args) = 0;
-  virtual void drawLatents(const DrawLatentsArgs& args) = 0;
-  virtual void qSample(const QSampleArgs& args) = 0;
-  virtual void loss(const LossArgs& args) = 0;
-  virtual void squaredNorm(const SquaredNormArgs& args) = 0;
-  virtual void adamW(const AdamWArgs& args) = 0;
-  virtual void cast(const CastArgs& args) = 0;
+#define DIT_DECLARE(name, Args) virtual void name(const Args& args) = 0;
+  DIT_OPERATIONS(DIT_DECLARE)
+#undef DIT_DECLARE
 };
 
 // What the model sees: the operations of a backend behind one set of checks. A broken shape throws
@@ -82,37 +96,9 @@ class Ops {
   std::unique_ptr<PreparedWeight> prepareTrainedLinear(const TrainedLinearArgs& args);
   std::unique_ptr<PreparedWeight> prepareConv(const ConvWeightArgs& args);
 
-  void linear(const LinearArgs& args);
-  void layerNormModulate(const LayerNormModulateArgs& args);
-  void attention(const AttentionArgs& args);
-  void silu(const SiluArgs& args);
-  void timestepEmbedding(const TimestepEmbeddingArgs& args);
-  void conditionEmbedding(const ConditionEmbeddingArgs& args);
-  void patchify(const PatchifyArgs& args);
-  void unpatchify(const UnpatchifyArgs& args);
-  void guide(const GuideArgs& args);
-  void solverUpdate(const SolverUpdateArgs& args);
-  void noise(const NoiseArgs& args);
-  void conv2d(const Conv2dArgs& args);
-  void groupNorm(const GroupNormArgs& args);
-  void toChannelsLast(const ToChannelsLastArgs& args);
-  void toChannelsFirst(const ToChannelsFirstArgs& args);
-  void sampleMoments(const SampleMomentsArgs& args);
-  void toRgb8(const ToRgb8Args& args);
-
-  void linearBackward(const LinearBackwardArgs& args);
-  void gateBackward(const GateBackwardArgs& args);
-  void layerNormModulateBackward(const LayerNormModulateBackwardArgs& args);
-  void attentionBackward(const AttentionBackwardArgs& args);
-  void siluBackward(const SiluBackwardArgs& args);
-  void conditionEmbeddingBackward(const ConditionEmbeddingBackwardArgs& args);
-  void unpatchifyBackward(const UnpatchifyBackwardArgs& args);
-  void drawLatents(const DrawLatentsArgs& args);
-  void qSample(const QSampleArgs& args);
-  void loss(const LossArgs& args);
-  void squaredNorm(const SquaredNormArgs& args);
-  void adamW(const AdamWArgs& args);
-  void cast(const CastArgs& args);
+#define DIT_DECLARE(name, Args) void name(const Args& args);
+  DIT_OPERATIONS(DIT_DECLARE)
+#undef DIT_DECLARE
 
  private:
   std::unique_ptr<Backend> backend_;

@@ -20,6 +20,7 @@ namespace dit {
 struct TrainedLinearArgs {
   Tensor values;  // [N, K] F32, or BF16 in that precision, device memory, dense
   int64_t rows;   // R M of the products it will be used in
+  Precision precision = Precision::F32;  // of those products; BF16 where the values are
 };
 
 // The derivative of y = x W^T + b. Products take the operands in act, sums are F32.
@@ -27,14 +28,16 @@ struct TrainedLinearArgs {
 // With `preActivation` x was gelu(preActivation) and was not kept: it is made again in x, and dX
 // is the gradient with respect to preActivation, (dY W) * gelu'(preActivation).
 struct LinearBackwardArgs {
-  Tensor x;                                // [R, M, K] act; with preActivation, written
-  const PreparedWeight* weight = nullptr;  // of prepareTrainedLinear; needed for dX only
-  Tensor dY;                               // [R, M, N] act
-  Tensor preActivation = {};               // [R, M, K] act; may be absent
-  Tensor dX = {};                          // [R, M, K] act or F32; absent where nobody needs it
-  bool addToDx = false;                    // dX += instead of =; F32 and without preActivation only
-  Tensor dWeight;                          // [N, K] F32
-  Tensor dBias;                            // [N] F32
+  Tensor x;  // [R, M, K] act; with preActivation, written
+  // Of prepareTrainedLinear; needed for dX, and says the precision of both products. Without one
+  // that of x's type.
+  const PreparedWeight* weight = nullptr;
+  Tensor dY;                  // [R, M, N] act
+  Tensor preActivation = {};  // [R, M, K] act; may be absent
+  Tensor dX = {};             // [R, M, K] act or F32; absent where nobody needs it
+  bool addToDx = false;       // dX += instead of =; F32 and without preActivation only
+  Tensor dWeight;             // [N, K] F32
+  Tensor dBias;               // [N] F32
 };
 
 // The derivative of y = residual + gate * branch with respect to branch and gate (that of residual
@@ -71,7 +74,8 @@ struct AttentionBackwardArgs {
   Tensor logSumExp;  // [R, heads, T] F32: the forward's
   Tensor dY;         // [R, T, C] act
   int64_t heads = 1;
-  Tensor dQkv;  // [R, T, 3C] act
+  Tensor dQkv;        // [R, T, 3C] act
+  bool tf32 = false;  // as in AttentionArgs
 };
 
 // dX = dY * silu'(x), silu'(x) = s (1 + x (1 - s)), s = 1 / (1 + exp(-x))

@@ -54,36 +54,10 @@ class NoBackend : public Backend {
     calls++;
     return nullptr;
   }
-  void linear(const LinearArgs&) override { calls++; }
-  void layerNormModulate(const LayerNormModulateArgs&) override { calls++; }
-  void attention(const AttentionArgs&) override { calls++; }
-  void silu(const SiluArgs&) override { calls++; }
-  void timestepEmbedding(const TimestepEmbeddingArgs&) override { calls++; }
-  void conditionEmbedding(const ConditionEmbeddingArgs&) override { calls++; }
-  void patchify(const PatchifyArgs&) override { calls++; }
-  void unpatchify(const UnpatchifyArgs&) override { calls++; }
-  void guide(const GuideArgs&) override { calls++; }
-  void solverUpdate(const SolverUpdateArgs&) override { calls++; }
-  void noise(const NoiseArgs&) override { calls++; }
-  void conv2d(const Conv2dArgs&) override { calls++; }
-  void groupNorm(const GroupNormArgs&) override { calls++; }
-  void toChannelsLast(const ToChannelsLastArgs&) override { calls++; }
-  void toChannelsFirst(const ToChannelsFirstArgs&) override { calls++; }
-  void sampleMoments(const SampleMomentsArgs&) override { calls++; }
-  void toRgb8(const ToRgb8Args&) override { calls++; }
-  void linearBackward(const LinearBackwardArgs&) override { calls++; }
-  void gateBackward(const GateBackwardArgs&) override { calls++; }
-  void layerNormModulateBackward(const LayerNormModulateBackwardArgs&) override { calls++; }
-  void attentionBackward(const AttentionBackwardArgs&) override { calls++; }
-  void siluBackward(const SiluBackwardArgs&) override { calls++; }
-  void conditionEmbeddingBackward(const ConditionEmbeddingBackwardArgs&) override { calls++; }
-  void unpatchifyBackward(const UnpatchifyBackwardArgs&) override { calls++; }
-  void drawLatents(const DrawLatentsArgs&) override { calls++; }
-  void qSample(const QSampleArgs&) override { calls++; }
-  void loss(const LossArgs&) override { calls++; }
-  void squaredNorm(const SquaredNormArgs&) override { calls++; }
-  void adamW(const AdamWArgs&) override { calls++; }
-  void cast(const CastArgs&) override { calls++; }
+#define DIT_COUNT(name, Args) \
+  void name(const Args&) override { calls++; }
+  DIT_OPERATIONS(DIT_COUNT)
+#undef DIT_COUNT
 };
 
 class NoWeight : public PreparedWeight {

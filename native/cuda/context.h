@@ -1,0 +1,66 @@
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "core/tensor.h"
+#include "cuda/runtime.h"
+
+namespace dit::cuda {
+
+// Which kernels a device runs: sm_80's (mma.sync, cp.async) run on everything since Ampere,
+// sm_90a's (TMA, wgmma) on Hopper only.
+enum class Arch : uint8_t { Sm80, Sm90a };
+
+// One open device: what kernels are launched with.
+struct Context {
+  int device = 0;
+  Arch arch = Arch::Sm80;
+  int multiprocessors = 1;
+  size_t sharedPerBlock = 0;  // bytes that a block may ask for
+  cudaStream_t stream = nullptr;
+
+  // Device memory for the length of one operation, uninitialised, aligned to 256 bytes. The next
+  // operation's is the same memory. Recorded operations keep it: it never moves once handed out in
+  // a recording, see Backend::record.
+  void* scratch(size_t bytes);
+
+  ~Context();
+
+ private:
+  std::vector<std::pair<void*, size_t>> scratch_;  // the last is in use
+};
+
+// Starts a kernel; shared: bytes of dynamic shared memory. The only way kernels are started, so
+// that the same sources run where there is no <<<>>>.
+template <typename... Parameters, typename... Arguments>
+void launch(const Context& context, void (*kernel)(Parameters...), dim3 grid, dim3 block,
+            size_t shared, Arguments&&... arguments) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  constexpr size_t kWithoutAsking = 48 << 10;
+  if (shared > kWithoutAsking) {
+    DIT_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  static_cast<int>(shared)));
+  }
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared;
+  config.stream = context.stream;
+  DIT_CUDA(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...));
+}
+
+inline int64_t divideUp(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// A grid for `work` independent pieces, `perBlock` to a block, for kernels that stride over the
+// grid: no more blocks than fill the device a few times over.
+inline dim3 gridFor(const Context& context, int64_t work, int64_t perBlock) {
+  constexpr int64_t kWaves = 16;
+  const int64_t blocks = std::min(divideUp(work, perBlock), kWaves * context.multiprocessors);
+  return dim3(static_cast<unsigned>(blocks));
+}
+
+}  // namespace dit::cuda

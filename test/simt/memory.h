@@ -1,0 +1,18 @@
+#pragma once
+
+#include <cstddef>
+#include <string>
+
+// Memory between guard pages: the emulator's device memory and a block's shared memory.
+
+namespace dit::simt {
+
+// Whether the address lies in a guard page.
+bool isGuard(const void* address);
+// "12 bytes after the end of an allocation of 96 bytes".
+std::string nearest(const void* address);
+
+void poisonShared(size_t bytes);
+bool sharedIsWhole();
+
+}  // namespace dit::simt

@@ -1,0 +1,90 @@
+#pragma once
+
+// The functions of native/cuda/ptx.cuh, run by the emulator. What each does is written there.
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <vector>
+
+#include "core/tensor.h"
+#include "simt.h"
+
+namespace dit::cuda {
+
+inline char* sharedMemory() { return simt::sharedMemory(); }
+
+inline uint32_t sharedAddress(const void* shared) {
+  return static_cast<uint32_t>(static_cast<const char*>(shared) - simt::sharedMemory());
+}
+
+// ---------------------------------------------------------------- numbers
+
+inline float exp2Approx(float x) { return std::exp2(x); }
+inline float reciprocalApprox(float x) { return 1.0f / x; }
+// As coarse as the instruction: its result has 11 bits.
+inline float tanhApprox(float x) {
+  const uint32_t bits = __float_as_uint(std::tanh(x));
+  return __uint_as_float((bits + 0x1000u) & ~0x1fffu);
+}
+inline uint32_t packBf16(float low, float high) {
+  return floatToBf16(low) | static_cast<uint32_t>(floatToBf16(high)) << 16;
+}
+inline uint32_t toTf32(float x) {
+  const uint32_t bits = __float_as_uint(x);
+  const bool finite = (bits & 0x7f800000u) != 0x7f800000u;
+  return finite ? (bits + 0x1000u) & ~0x1fffu : bits;
+}
+
+// ---------------------------------------------------------------- shared memory <-> registers
+
+void loadMatrices(uint32_t* registers, int count, const void* row, bool transposed);
+
+inline void loadMatrix4(uint32_t (&r)[4], const void* row) { loadMatrices(r, 4, row, false); }
+inline void loadMatrix4Transposed(uint32_t (&r)[4], const void* row) {
+  loadMatrices(r, 4, row, true);
+}
+inline void loadMatrix2(uint32_t (&r)[2], const void* row) { loadMatrices(r, 2, row, false); }
+inline void loadMatrix2Transposed(uint32_t (&r)[2], const void* row) {
+  loadMatrices(r, 2, row, true);
+}
+
+// ---------------------------------------------------------------- matrix products of a warp
+
+void multiplyBf16(float (&d)[4], const uint32_t* a, const uint32_t* b, int k);
+void mmaTf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
+
+inline void mmaBf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  multiplyBf16(d, a, b, 16);
+}
+inline void mmaBf16K8(float (&d)[4], const uint32_t (&a)[2], uint32_t b) {
+  multiplyBf16(d, a, &b, 8);
+}
+
+// ---------------------------------------------------------------- copies that run by themselves
+
+void copyAsync(void* shared, const void* global, size_t bytes, bool valid);
+void copyAsyncCommit();
+void copyAsyncWaitFor(int pending);
+
+inline void copyAsync16(void* shared, const void* global, bool valid) {
+  copyAsync(shared, global, 16, valid);
+}
+inline void copyAsync4(void* shared, const void* global, bool valid) {
+  copyAsync(shared, global, 4, valid);
+}
+template <int kPending>
+void copyAsyncWait() {
+  copyAsyncWaitFor(kPending);
+}
+
+// ---------------------------------------------------------------- barriers of a part of a block
+
+inline void barrierSync(int number, int threads) { simt::barrier(number, threads, /*wait=*/true); }
+inline void barrierArrive(int number, int threads) {
+  simt::barrier(number, threads, /*wait=*/false);
+}
+
+}  // namespace dit::cuda

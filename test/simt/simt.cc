@@ -1,0 +1,371 @@
+#include "simt.h"
+
+#include <signal.h>
+#include <sys/mman.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <vector>
+
+#include "fiber.h"
+#include "memory.h"
+
+namespace dit::simt {
+
+namespace {
+
+struct StateSlot {
+  const void* key;
+  void* data;
+  void (*destroy)(void*);
+};
+
+class States {
+ public:
+  ~States() { clear(); }
+  void* find(const void* key) const {
+    for (const StateSlot& slot : slots_) {
+      if (slot.key == key) return slot.data;
+    }
+    return nullptr;
+  }
+  void add(const StateSlot& slot) { slots_.push_back(slot); }
+  void clear() {
+    for (const StateSlot& slot : slots_) slot.destroy(slot.data);
+    slots_.clear();
+  }
+
+ private:
+  std::vector<StateSlot> slots_;
+};
+
+struct ThreadFiber {
+  Fiber fiber;
+  char* stack = nullptr;
+  Position position;
+  bool finished = false;
+  // While it waits.
+  const uint64_t* counter = nullptr;
+  uint64_t seen = 0;
+  const char* what = "";
+  States states;
+};
+
+// Threads on their way to one operation or barrier.
+struct Gathering {
+  Mask mask, arrived;
+  const char* name = "";
+  void* arguments[kMembers] = {};
+  uint64_t generation = 0;
+};
+
+struct Barrier {
+  int expected = 0, arrived = 0;
+  uint64_t generation = 0;
+};
+
+constexpr int kBarriers = 16;
+
+// The kernel that runs, if any. A program emulates one device, on one thread at a time.
+struct Machine {
+  const char* kernel = "";
+  Dim3 grid, block;
+  const std::function<void()>* body = nullptr;
+  size_t sharedBytes = 0;
+
+  Fiber scheduler;
+  std::vector<std::unique_ptr<ThreadFiber>> threads;  // of the block that runs, then spare ones
+  size_t size = 0;                                    // threads of a block
+  ThreadFiber* running = nullptr;
+  std::vector<std::vector<std::unique_ptr<Gathering>>> warps, warpgroups;
+  Barrier barriers[kBarriers];
+  std::deque<std::function<void()>> undelivered;
+  States blockStates;
+  std::string fault;
+  uint64_t launches = 0;
+};
+
+Machine machine;
+
+uint64_t seed() {
+  const char* const given = std::getenv("DIT_SIMT_SEED");
+  return given ? std::strtoull(given, nullptr, 10) : 1;
+}
+
+std::string describe(const ThreadFiber& thread) {
+  char text[160];
+  const Position& p = thread.position;
+  std::snprintf(text, sizeof(text), "block (%u, %u, %u), thread %d (warp %d, lane %d)", p.block.x,
+                p.block.y, p.block.z, p.linear, p.warp(), p.lane());
+  return text;
+}
+
+void record(const std::string& what) {
+  machine.fault = std::string(machine.kernel) + ": " + what;
+  if (machine.running) machine.fault += ", " + describe(*machine.running);
+  std::fprintf(stderr, "simt: %s\n", machine.fault.c_str());
+}
+
+// A fault while no thread runs: in work that was delivered late.
+struct SchedulerFault {};
+
+[[noreturn]] void leave() {
+  switchFiber(machine.running->fiber, machine.scheduler);
+  std::abort();  // nobody switches back to a thread after a fault
+}
+
+void threadMain(void* argument) {
+  auto* const thread = static_cast<ThreadFiber*>(argument);
+  (*machine.body)();
+  thread->finished = true;
+  leave();
+}
+
+// ---------------------------------------------------------------- accesses to no memory
+
+// Where the signal handler sends a thread that touched a guard page: out of the handler, and on.
+[[noreturn]] void faultAtAccess() { leave(); }
+
+void onSignal(int, siginfo_t* info, void* context) {
+  if (!machine.running || !isGuard(info->si_addr)) {
+    // Not the emulator's: as if it had not been caught.
+    signal(SIGSEGV, SIG_DFL);
+    raise(SIGSEGV);
+    return;
+  }
+  record("an access outside of memory: " + nearest(info->si_addr));
+  auto* const registers = &static_cast<ucontext_t*>(context)->uc_mcontext;
+  // As if called, below the red zone.
+  const auto stack = (registers->gregs[REG_RSP] - 256) & ~greg_t{15};
+  registers->gregs[REG_RSP] = stack - 8;
+  registers->gregs[REG_RIP] = reinterpret_cast<greg_t>(&faultAtAccess);
+}
+
+class SignalGuard {
+ public:
+  SignalGuard() {
+    struct sigaction action = {};
+    action.sa_sigaction = onSignal;
+    // NODEFER: the handler does not return to where the signal was blocked.
+    action.sa_flags = SA_SIGINFO | SA_NODEFER;
+    sigaction(SIGSEGV, &action, &before_);
+  }
+  ~SignalGuard() { sigaction(SIGSEGV, &before_, nullptr); }
+
+ private:
+  struct sigaction before_ = {};
+};
+
+// ---------------------------------------------------------------- blocks
+
+// Warps in an order of the seed's, lanes within each too.
+std::vector<size_t> order(std::mt19937_64& random, size_t threads) {
+  std::vector<size_t> warps((threads + kWarp - 1) / kWarp), all;
+  std::iota(warps.begin(), warps.end(), 0);
+  std::shuffle(warps.begin(), warps.end(), random);
+  for (const size_t warp : warps) {
+    std::vector<size_t> lanes(std::min<size_t>(kWarp, threads - warp * kWarp));
+    std::iota(lanes.begin(), lanes.end(), warp * kWarp);
+    std::shuffle(lanes.begin(), lanes.end(), random);
+    all.insert(all.end(), lanes.begin(), lanes.end());
+  }
+  return all;
+}
+
+void beginBlock(Dim3 block) {
+  machine.blockStates.clear();
+  machine.undelivered.clear();
+  for (Barrier& barrier : machine.barriers) barrier = {};
+  machine.warps.clear();
+  machine.warps.resize(machine.size / kWarp + 1);
+  machine.warpgroups.clear();
+  machine.warpgroups.resize(machine.size / kMembers + 1);
+  poisonShared(machine.sharedBytes);
+  const Dim3& shape = machine.block;
+  for (size_t i = 0; i < machine.size; i++) {
+    ThreadFiber& thread = *machine.threads[i];
+    const unsigned at = static_cast<unsigned>(i);
+    thread.position = {.thread = {at % shape.x, at / shape.x % shape.y, at / (shape.x * shape.y)},
+                       .block = block,
+                       .linear = static_cast<int>(i)};
+    thread.finished = false;
+    thread.counter = nullptr;
+    thread.states.clear();
+    prepare(thread.fiber, thread.stack, threadMain, &thread);
+  }
+}
+
+std::string whoWaits() {
+  std::string text;
+  for (size_t i = 0; i < machine.size; i++) {
+    const ThreadFiber& thread = *machine.threads[i];
+    if (thread.finished) continue;
+    const bool again = i > 0 && !machine.threads[i - 1]->finished &&
+                       machine.threads[i - 1]->what == thread.what && i % kWarp != 0;
+    if (!again) text += "\n  " + describe(thread) + " waits at " + thread.what;
+  }
+  return text;
+}
+
+bool runBlock(Dim3 block, std::mt19937_64& random) {
+  beginBlock(block);
+  const std::vector<size_t> turns = order(random, machine.size);
+  size_t left = machine.size;
+  while (left > 0) {
+    bool moved = false;
+    for (const size_t i : turns) {
+      ThreadFiber& thread = *machine.threads[i];
+      if (thread.finished || (thread.counter && *thread.counter == thread.seen)) continue;
+      thread.counter = nullptr;
+      machine.running = &thread;
+      switchFiber(machine.scheduler, thread.fiber);
+      if (!machine.fault.empty()) {
+        machine.running = nullptr;
+        return false;
+      }
+      machine.running = nullptr;
+      moved = true;
+      if (thread.finished) left--;
+    }
+    if (moved) continue;
+    if (machine.undelivered.empty()) {
+      record("no thread can go on:" + whoWaits());
+      return false;
+    }
+    const auto work = std::move(machine.undelivered.front());
+    machine.undelivered.pop_front();
+    work();
+    if (!machine.fault.empty()) return false;
+  }
+  // What nobody waited for still happens.
+  for (const auto& work : machine.undelivered) work();
+  machine.undelivered.clear();
+  if (machine.fault.empty() && !sharedIsWhole()) record("wrote beyond the end of shared memory");
+  return machine.fault.empty();
+}
+
+Gathering& gathering(std::vector<std::unique_ptr<Gathering>>& all, const Mask& mask) {
+  for (const auto& one : all) {
+    if (one->mask == mask) return *one;
+  }
+  all.push_back(std::make_unique<Gathering>());
+  all.back()->mask = mask;
+  return *all.back();
+}
+
+void gather(Gathering& g, int member, const char* name, void* argument, Together together) {
+  const bool first = g.arrived == Mask{};
+  if (first) g.name = name;
+  if (std::strcmp(g.name, name) != 0) {
+    fault(std::string("some threads of a warp are at ") + g.name + ", others at " + name);
+  }
+  g.arrived.add(member);
+  g.arguments[member] = argument;
+  if (!(g.arrived == g.mask)) return waitForChange(&g.generation, g.generation, name);
+  g.arrived = {};
+  together(g.arguments);
+  g.generation++;
+}
+
+}  // namespace
+
+const Position& position() { return machine.running->position; }
+Dim3 gridDim() { return machine.grid; }
+Dim3 blockDim() { return machine.block; }
+int threadsOfBlock() { return static_cast<int>(machine.size); }
+size_t sharedBytes() { return machine.sharedBytes; }
+const std::string& lastFault() { return machine.fault; }
+
+bool run(const char* kernel, Dim3 grid, Dim3 block, size_t sharedBytes,
+         const std::function<void()>& body) {
+  machine.kernel = kernel;
+  machine.grid = grid;
+  machine.block = block;
+  machine.body = &body;
+  machine.size = block.count();
+  machine.sharedBytes = sharedBytes;
+  machine.fault.clear();
+  while (machine.threads.size() < machine.size) {
+    machine.threads.push_back(std::make_unique<ThreadFiber>());
+    machine.threads.back()->stack = allocateStack();
+  }
+  const SignalGuard guard;
+  std::mt19937_64 random(seed() * 1000003 + machine.launches++);
+  std::vector<size_t> blocks(grid.count());
+  std::iota(blocks.begin(), blocks.end(), 0);
+  std::shuffle(blocks.begin(), blocks.end(), random);
+  for (const size_t i : blocks) {
+    const unsigned at = static_cast<unsigned>(i);
+    const Dim3 index = {at % grid.x, at / grid.x % grid.y, at / (grid.x * grid.y)};
+    try {
+      if (!runBlock(index, random)) return false;
+    } catch (const SchedulerFault&) {
+      return false;
+    }
+  }
+  return true;
+}
+
+void fault(const std::string& what) {
+  record(what);
+  if (!machine.running) throw SchedulerFault();
+  leave();
+}
+
+void waitForChange(const uint64_t* counter, uint64_t seen, const char* what) {
+  ThreadFiber& thread = *machine.running;
+  thread.counter = counter;
+  thread.seen = seen;
+  thread.what = what;
+  switchFiber(thread.fiber, machine.scheduler);
+}
+
+void warpOperation(uint32_t mask, const char* name, void* argument, Together together) {
+  const Position& at = position();
+  if ((mask >> at.lane() & 1) == 0) fault(std::string(name) + ": the lane is not in its own mask");
+  Gathering& g = gathering(machine.warps[static_cast<size_t>(at.warp())], {.low = mask});
+  gather(g, at.lane(), name, argument, together);
+}
+
+void warpgroupOperation(const char* name, void* argument, Together together) {
+  const int thread = position().linear;
+  Gathering& g = gathering(machine.warpgroups[static_cast<size_t>(thread / kMembers)],
+                           {.low = ~uint64_t{0}, .high = ~uint64_t{0}});
+  gather(g, thread % kMembers, name, argument, together);
+}
+
+void barrier(int number, int threads, bool wait) {
+  if (number < 0 || number >= kBarriers || threads % kWarp != 0 || threads > threadsOfBlock()) {
+    // A whole block need not be whole warps.
+    if (number != 0 || threads != threadsOfBlock()) fault("no such barrier");
+  }
+  Barrier& b = machine.barriers[number];
+  if (b.arrived > 0 && b.expected != threads) fault("a barrier with two numbers of threads");
+  b.expected = threads;
+  const uint64_t generation = b.generation;
+  if (++b.arrived == threads) {
+    b.arrived = 0;
+    b.generation++;
+  } else if (wait) {
+    waitForChange(&b.generation, generation, "a barrier");
+  }
+}
+
+void deliverLater(std::function<void()> work) { machine.undelivered.push_back(std::move(work)); }
+
+void* findState(const void* key, bool ofThread) {
+  return (ofThread ? machine.running->states : machine.blockStates).find(key);
+}
+
+void addState(const void* key, bool ofThread, void* state, void (*destroy)(void*)) {
+  (ofThread ? machine.running->states : machine.blockStates).add({key, state, destroy});
+}
+
+}  // namespace dit::simt
