@@ -303,11 +303,11 @@ def to_bytes(images):
 def randomise(model, seed=1):
     """Normal weights that keep the size of activations, and no gate at zero."""
     generator = torch.Generator().manual_seed(seed)
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
+        values = torch.empty(parameter.shape).normal_(generator=generator)
         if parameter.dim() > 1:
-            deviation = (parameter.numel() / parameter.shape[0]) ** -0.5
-            values = torch.empty(parameter.shape).normal_(generator=generator) * deviation
-        else:
-            values = torch.empty(parameter.shape).normal_(generator=generator) * 0.02
+            values *= (parameter.numel() / parameter.shape[0]) ** -0.5
+        else:  # a bias, or the weight of a norm
+            values = values * 0.02 + (1 if name.endswith("weight") else 0)
         parameter.copy_(values)
     return model

@@ -63,13 +63,11 @@ class Bench:
         self.device, self.samples, self.only, self.compiled = device, samples, only, compiled
         self.clock = Clock(device)
         self.file = open(path, "w", encoding="utf-8") if path else None
-        self.records = []
 
     def wants(self, label):
         return not self.only or any(part in label for part in self.only)
 
     def keep(self, record):
-        self.records.append(record)
         if self.file:
             self.file.write(json.dumps(record) + "\n")
             self.file.flush()  # what is measured survives a time limit
@@ -79,29 +77,36 @@ class Bench:
         self.keep({"side": "torch", "label": label, "variant": variant, "skipped": reason})
         print(f"{label:<44} {variant:<18} not run: {reason}")
 
-    def measure(self, label, variant, work, flops=0.0, traffic=0.0, graph=False, wall=False):
-        """The median time of a call. With `graph`, calls are captured in a CUDA graph, several in
-        one where they are short. What cannot run is recorded as skipped, with the reason."""
+    def measure(
+        self, label, variant, work, flops=0.0, traffic=0.0, graph=False, wall=False, units=1
+    ):
+        """The median time of a unit, of which a call does so many. With `graph`, calls are captured
+        in a CUDA graph, several in one where they are short. `wall`: the host's clock, for work
+        that ends on the host. What cannot run is recorded as skipped, with the reason."""
         if not self.wants(label):
-            return None
+            return
+        if self.clock.on_gpu:
+            torch.cuda.reset_peak_memory_stats()
         try:
-            seconds, best, repeats = self.time(work, graph and self.clock.on_gpu, wall)
-        except (RuntimeError, torch.cuda.OutOfMemoryError) as error:
-            self.skip(label, variant, error)
-            return None
-        self.keep(
-            {
-                "side": "torch",
-                "label": label,
-                "variant": variant,
-                "seconds": seconds,
-                "best": best,
-                "samples": self.samples,
-                "repeats": repeats,
-                "flops": flops,
-                "bytes": traffic,
-            }
-        )
+            times, repeats = self.time(work, graph and self.clock.on_gpu, wall)
+        except Exception as error:  # the others go on: a compiler has many ways to fail
+            self.skip(label, variant, f"{type(error).__name__}: {error}")
+            return
+        seconds, best = statistics.median(times) / units, min(times) / units
+        record = {
+            "side": "torch",
+            "label": label,
+            "variant": variant,
+            "seconds": seconds,
+            "best": best,
+            "samples": self.samples,
+            "repeats": repeats * units,
+            "flops": flops,
+            "bytes": traffic,
+        }
+        if self.clock.on_gpu:
+            record["peak_memory"] = torch.cuda.max_memory_allocated()
+        self.keep(record)
         line = f"{label:<44} {variant:<18} {seconds * 1e6:12.1f} us"
         if flops:
             line += f" {flops / seconds * 1e-12:8.2f} TFLOP/s"
@@ -109,7 +114,6 @@ class Bench:
             line += f" {traffic / seconds * 1e-9:8.1f} GB/s"
         print(f"{line}   (best {best * 1e6:.1f} us)")
         sys.stdout.flush()
-        return seconds
 
     def time(self, work, graph, wall):
         work()  # compiles, chooses algorithms
@@ -125,7 +129,7 @@ class Bench:
         while time.perf_counter() < warm_up_end:
             self.clock.seconds(work, repeats, wall)
         times = [self.clock.seconds(work, repeats, wall) / calls for _ in range(self.samples)]
-        return statistics.median(times), min(times), repeats * calls
+        return times, repeats * calls
 
     def compile(self, function, **options):
         """`function` under torch.compile, without its own CUDA graphs: `measure` makes them."""

@@ -5,6 +5,8 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <fstream>
+#include <iomanip>
 #include <limits>
 
 namespace dit::test {
@@ -142,7 +144,9 @@ Test::Test(std::string name, const Options& options)
     : name_(std::move(name)), options_(options), random_(hashName(name_)) {}
 
 Test::~Test() {
-  inputs_.clear();  // before the backend
+  // Before the backend.
+  inputs_.clear();
+  fence_ = {};
 }
 
 Ops& Test::ops() {
@@ -193,27 +197,45 @@ double Test::bench(const std::string& label, double flops, double bytes,
                    const std::function<void()>& run) {
   using Clock = std::chrono::steady_clock;
   auto seconds = [&](int repeats) {
-    // A download of one byte waits for a device that works on its own.
     const Clock::time_point begin = Clock::now();
     for (int i = 0; i < repeats; i++) run();
-    if (!inputs_.empty()) {
-      char byte;
-      backend().download(&byte, asBytes(inputs_[0].tensor().data, 1));
-    }
+    wait();
     return std::chrono::duration<double>(Clock::now() - begin).count() / repeats;
   };
   seconds(1);
   const double once = seconds(1);
   const int repeats = static_cast<int>(std::clamp(0.02 / once, 1.0, 1000.0));
+  if (repeats > 1) seconds(repeats);  // a device's clocks rise
   std::vector<double> times;
-  for (int i = 0; i < 15; i++) times.push_back(seconds(repeats));
+  for (int i = 0; i < options_.samples; i++) times.push_back(seconds(repeats));
   std::sort(times.begin(), times.end());
   const double median = times[times.size() / 2];
   std::printf("%-44s %10.1f us", label.c_str(), median * 1e6);
   if (flops > 0) std::printf(" %8.1f GFLOP/s", flops / median * 1e-9);
   if (bytes > 0) std::printf(" %8.1f GB/s", bytes / median * 1e-9);
   std::printf("   (best %.1f us)\n", times[0] * 1e6);
+  std::fflush(stdout);
+  if (!options_.json.empty()) {
+    std::ofstream(options_.json, std::ios::app)
+        << std::setprecision(9) << R"({"side": "dit-native", "case": ")" << name_
+        << R"(", "label": ")" << label << R"(", "device": ")" << options_.device
+        << R"(", "seconds": )" << median << R"(, "best": )" << times[0] << R"(, "samples": )"
+        << times.size() << R"(, "repeats": )" << repeats << R"(, "flops": )" << flops
+        << R"(, "bytes": )" << bytes << "}\n";
+  }
   return median;
+}
+
+// A download waits for a device that works on its own.
+void Test::wait() {
+  if (!ops_) return;
+  if (!fence_.data()) {
+    fence_ = DeviceBuffer(backend(), 1);
+    const char byte = 0;
+    backend().upload(asBytes(fence_.data(), 1), &byte);
+  }
+  char byte;
+  backend().download(&byte, asBytes(fence_.data(), 1));
 }
 
 std::vector<Case>& registry() {

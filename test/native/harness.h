@@ -69,6 +69,8 @@ class DeviceTensor {
 struct Options {
   std::string device = "cpu";
   int threads = 0;
+  int samples = 15;  // of a benchmark
+  std::string json;  // a file: `bench` appends a line to it
 };
 
 // One running case: its device, its random numbers, its checks.
@@ -98,17 +100,22 @@ class Test {
   void fail(const char* file, int line, const std::string& message);
 
   // The median time of `run` in seconds, after a warm-up, and one line of output: with it
-  // the rates for `flops` operations and `bytes` of memory traffic, where not 0.
+  // the rates for `flops` operations and `bytes` of memory traffic, where not 0. With --json a line
+  // of JSON, too; its label is what bench/peers joins it by.
   double bench(const std::string& label, double flops, double bytes,
                const std::function<void()>& run);
 
  private:
+  // Until the device has done everything it was asked for.
+  void wait();
+
   std::string name_;
   Options options_;
   int failures_ = 0;
   std::mt19937_64 random_;
   std::unique_ptr<Ops> ops_;
   std::vector<DeviceTensor> inputs_;
+  DeviceBuffer fence_;  // a byte to wait by
 };
 
 enum class CaseKind {

@@ -1,15 +1,19 @@
 // dit_native_test: the C++ tests and benchmarks.
 //
 //   dit_native_test [--list] [--full | --bench] [--device cpu] [--threads n] [--isa name]
-//                   [filter ...]
+//                   [--shard i/n] [--trace] [--samples n] [--json file] [filter ...]
 //
 // Runs the cases whose names contain one of the filters (all without a filter) and prints each
 // failed check with its file and line, last `N passed, N failed`. --full runs the slow cases too,
 // those of full-size networks; --bench runs the benchmarks instead. Cases of the CPU's own kernels
 // run once for each instruction set that this processor has; --isa names one, for those, for all
-// other cases and for benchmarks.
+// other cases and for benchmarks. --shard runs every n-th of the chosen cases, from the i-th (0
+// ..),
+// --trace names each before and times it after it has run. A benchmark takes so many samples, and
+// appends to the file a line of JSON for each time that it prints.
 #include <algorithm>
 #include <charconv>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
@@ -30,11 +34,26 @@ namespace {
 constexpr int kUsageError = 2;
 
 struct Arguments {
-  bool list = false, full = false, bench = false;
+  bool list = false, full = false, bench = false, trace = false;
+  size_t shard = 0, shards = 1;
   Options options;
   std::string isa;
   std::vector<std::string_view> filters;
 };
+
+// All of the text as a number.
+template <typename Number>
+bool parseNumber(std::string_view text, Number& number) {
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  return error == std::errc() && end == text.data() + text.size();
+}
+
+bool parseShard(std::string_view text, Arguments& arguments) {
+  const size_t slash = text.find('/');
+  return slash != std::string_view::npos && parseNumber(text.substr(0, slash), arguments.shard) &&
+         parseNumber(text.substr(slash + 1), arguments.shards) &&
+         arguments.shard < arguments.shards;
+}
 
 bool parse(int argc, char** argv, Arguments& arguments) {
   for (int i = 1; i < argc; i++) {
@@ -50,11 +69,20 @@ bool parse(int argc, char** argv, Arguments& arguments) {
       arguments.options.device = argv[++i];
     } else if (name == "--isa" && !value.empty()) {
       arguments.isa = argv[++i];
+    } else if (name == "--json" && !value.empty()) {
+      arguments.options.json = argv[++i];
+    } else if (name == "--trace") {
+      arguments.trace = true;
     } else if (name == "--threads" && !value.empty()) {
       i++;
-      const auto [end, error] =
-          std::from_chars(value.data(), value.data() + value.size(), arguments.options.threads);
-      if (error != std::errc() || end != value.data() + value.size()) return false;
+      if (!parseNumber(value, arguments.options.threads)) return false;
+    } else if (name == "--samples" && !value.empty()) {
+      i++;
+      if (!parseNumber(value, arguments.options.samples)) return false;
+      if (arguments.options.samples < 1) return false;
+    } else if (name == "--shard" && !value.empty()) {
+      i++;
+      if (!parseShard(value, arguments)) return false;
     } else if (name.starts_with("--")) {
       return false;
     } else {
@@ -91,16 +119,29 @@ std::vector<Run> plan(const Arguments& arguments) {
   }
   std::erase_if(runs, [&](const Run& run) { return !chosen(run.name, arguments.filters); });
   std::sort(runs.begin(), runs.end(), [](const Run& a, const Run& b) { return a.name < b.name; });
-  return runs;
+  std::vector<Run> mine;
+  for (size_t i = arguments.shard; i < runs.size(); i += arguments.shards) mine.push_back(runs[i]);
+  return mine;
 }
 
-bool execute(const Run& run, const Options& options) {
+bool execute(const Run& run, const Options& options, bool trace) {
+  using Clock = std::chrono::steady_clock;
   setenv("DIT_CPU_ISA", run.isa.c_str(), 1);
+  const Clock::time_point begin = Clock::now();
+  if (trace) {
+    std::printf("run  %s\n", run.name.c_str());
+    std::fflush(stdout);
+  }
   Test test(run.name, options);
   try {
     run.test->run(test);
   } catch (const std::exception& error) {
     test.fail(__FILE__, __LINE__, dit::detail::concat("threw: ", error.what()));
+  }
+  if (trace) {
+    const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
+    std::printf("%s %s %.3f s\n", test.failures() == 0 ? "ok  " : "FAIL", run.name.c_str(),
+                seconds);
   }
   return test.failures() == 0;
 }
@@ -112,7 +153,7 @@ int main(int argc, char** argv) {
   if (!parse(argc, argv, arguments)) {
     std::fprintf(stderr,
                  "usage: %s [--list] [--full | --bench] [--device cpu] [--threads n] "
-                 "[--isa name] [filter ...]\n",
+                 "[--isa name] [--shard i/n] [--trace] [--samples n] [--json file] [filter ...]\n",
                  argv[0]);
     return kUsageError;
   }
@@ -126,7 +167,7 @@ int main(int argc, char** argv) {
     if (arguments.list) {
       std::printf("%s\n", run.name.c_str());
     } else {
-      (execute(run, arguments.options) ? passed : failed)++;
+      (execute(run, arguments.options, arguments.trace) ? passed : failed)++;
       std::fflush(stdout);
     }
   }
