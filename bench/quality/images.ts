@@ -1,9 +1,8 @@
 // Images as the classifier takes them, 28×28 grey pixels of 8 bits, from the files of Fashion-MNIST and
 // from models of 16×16 and 32×32 pixels.
 
-import { existsSync, readFileSync } from 'node:fs'
 import path from 'node:path'
-import { gunzipSync } from 'node:zlib'
+import { findIdx, readIdx } from '../../lib/data/idx_file.js'
 import type { Pixels } from '../../lib/index.js'
 
 /** Pixels of a side, in the files of Fashion-MNIST and for the classifier. */
@@ -22,46 +21,23 @@ export interface Labelled {
   readonly labels: Uint8Array
 }
 
-/**
- * The bytes of an idx file, compressed or not: two zeros, the type (8: unsigned bytes), the number of
- * dimensions, each dimension as a big-endian u32, the data. Throws when it is anything else.
- */
-function readIdx(file: string, dimensions: readonly number[]): Uint8Array {
-  const bytes = file.endsWith('.gz') ? gunzipSync(readFileSync(file)) : readFileSync(file)
-  const rank = dimensions.length + 1
-  const start = 4 * (rank + 1)
-  const sizes = Array.from({ length: rank }, (_, i) => bytes.readUInt32BE(4 * (i + 1)))
-  const items = bytes.subarray(start)
-  const expected = sizes.reduce((product, size) => product * size, 1)
-  const isBytes = bytes.readUInt32BE(0) === 0x800 + rank
-  if (
-    !isBytes ||
-    dimensions.some((size, i) => size !== sizes[i + 1]) ||
-    items.length !== expected
-  ) {
+/** One part of Fashion-MNIST: 'train' (60 000 images) or 't10k' (10 000), the test set. */
+export async function readFashion(folder: string, part: 'train' | 't10k'): Promise<Labelled> {
+  const names = [`${part}-images-idx3-ubyte`, `${part}-labels-idx1-ubyte`] as const
+  for (const name of names) {
+    if ((await findIdx(folder, name)) !== undefined) continue
     throw new Error(
-      `${file} is not an idx file of unsigned bytes [n${dimensions.map((d) => `, ${d}`).join('')}]`,
+      `${path.join(folder, name)}.gz is missing. Fashion-MNIST is the Debian package ${debianPackage}: ` +
+        `apt-get install ${debianPackage}; or name a folder with its four files: --data=folder`,
     )
   }
-  return items
-}
-
-/** One part of Fashion-MNIST: 'train' (60 000 images) or 't10k' (10 000), the test set. */
-export function readFashion(folder: string, part: 'train' | 't10k'): Labelled {
-  const [pixels, labels] = [`${part}-images-idx3-ubyte`, `${part}-labels-idx1-ubyte`].map(
-    (name) => {
-      const plain = path.join(folder, name)
-      const file = [plain, `${plain}.gz`].find(existsSync)
-      if (file === undefined) {
-        throw new Error(
-          `${plain}.gz is missing. Fashion-MNIST is the Debian package ${debianPackage}: ` +
-            `apt-get install ${debianPackage}; or name a folder with its four files: --data=folder`,
-        )
-      }
-      return file
-    },
-  ) as [string, string]
-  return { pixels: readIdx(pixels, [side, side]), labels: readIdx(labels, []) }
+  const images = await readIdx(folder, names[0], 3)
+  const labels = await readIdx(folder, names[1], 1)
+  const [n, height, width] = images.shape
+  if (height !== side || width !== side || labels.shape[0] !== n) {
+    throw new Error(`${images.file} and ${labels.file} are not those of Fashion-MNIST`)
+  }
+  return { pixels: images.bytes, labels: labels.bytes }
 }
 
 /** The first `perClass` images of each class, class after class. */

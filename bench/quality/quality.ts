@@ -125,7 +125,10 @@ function table(quality: Quality): string {
 
 async function main(): Promise<void> {
   const { model, labels, settings, batch, threads, data, cache, out } = readOptions()
-  const real = { train: readFashion(data, 'train'), test: readFashion(data, 't10k') }
+  const real = {
+    train: await readFashion(data, 'train'),
+    test: await readFashion(data, 't10k'),
+  }
   const progress = new Progress()
   const network = trainedClassifier(cache, real.train, defaultTraining, ({ step, steps }) =>
     progress.update('training the classifier', 'steps', step, steps),

@@ -5,7 +5,7 @@ import { DiT } from '../dit.js'
 import { invalidOption } from '../errors.js'
 import type { LoadOptions } from '../options.js'
 import type { StepEvent, TrainEvent } from '../train/events.js'
-import type { TrainOptions } from '../train/options.js'
+import { type TrainOptions, trainSchema } from '../train/options.js'
 import { RunFolder } from '../train/run_folder.js'
 import {
   addDeviceOptions,
@@ -20,46 +20,20 @@ import { Progress } from './progress.js'
 import { duration, scaled } from './units.js'
 import * as values from './values.js'
 
-/** Flags that are options of `dit.train` under the same name. */
-const optionFlags = [
-  'batchSize',
-  'globalBatch',
-  'memoryLimit',
-  'steps',
-  'epochs',
-  'lr',
-  'schedule',
-  'warmup',
-  'minLr',
-  'weightDecay',
-  'decayAll',
-  'betas',
-  'eps',
-  'emaDecay',
-  'clipNorm',
-  'loss',
-  'labelDropout',
-  'checkpointing',
-  'seed',
-  'flip',
-  'workers',
-  'onBadItem',
-  'saveEvery',
-  'keep',
-  'resume',
-  'allowChanges',
-  'sampleEvery',
-  'logEvery',
-  'maxSkipped',
-  'rollbackLrFactor',
-  'spikeFactor',
-] as const satisfies (keyof TrainOptions)[]
+/** Options of `dit.train` that have no flag of the same name. */
+const otherOptions = ['out', 'samples', 'signal', 'onSkippedItem'] as const
+
+type OptionFlag = Exclude<keyof TrainOptions, (typeof otherOptions)[number]>
+
+const optionFlags = Object.keys(trainSchema.entries).filter(
+  (name) => !otherOptions.some((other) => other === name),
+) as OptionFlag[]
 
 type TrainFlags = CommonFlags &
   SourceFlags &
   DeviceFlags &
   Pick<LoadOptions, 'numClasses' | 'patchSize'> &
-  Pick<TrainOptions, (typeof optionFlags)[number]> & {
+  Pick<TrainOptions, OptionFlag> & {
     data: string
     model?: string
     out: string

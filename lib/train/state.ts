@@ -98,27 +98,20 @@ export function parseState(json: unknown, file: string): TrainerState {
   return parseFile(stateSchema, json, file)
 }
 
-/** Options that change what a training computes; the others may always differ. */
-const decisive = [
-  'globalBatch',
-  'lr',
-  'schedule',
-  'warmup',
-  'minLr',
-  'weightDecay',
-  'decayAll',
-  'betas',
-  'eps',
-  'emaDecay',
-  'clipNorm',
-  'loss',
-  'labelDropout',
-  'seed',
-  'spikeFactor',
-  'flip',
-  'maxSkipped',
-  'rollbackLrFactor',
-] as const satisfies (keyof TrainingSettings)[]
+/**
+ * Settings that may always differ: how the work is divided, and where it ends (which a cosine depends on;
+ * see below). All others change what a training computes.
+ */
+const free: ReadonlySet<string> = new Set([
+  'batchSize',
+  'memoryLimit',
+  'checkpointEvery',
+  'steps',
+] satisfies (keyof TrainingSettings)[])
+
+const decisive = Object.keys(settingsSchema.entries).filter(
+  (name) => !free.has(name),
+) as (keyof TrainingSettings)[]
 
 interface Compared {
   settings: TrainingSettings

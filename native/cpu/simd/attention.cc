@@ -240,8 +240,9 @@ void attendBlocks(const Head<In>& head, int64_t begin, int64_t count, const Layo
   }
 }
 
-template <typename Product, typename In>
+template <typename In>
 void run(const AttentionArgs& args) {
+  using Product = ProductOf<In>;
   const int64_t rows = args.y.shape[0], tokens = args.y.shape[1], c = args.y.shape[2];
   const int64_t d = c / args.heads;
   const int64_t blocks = (tokens + kQueries - 1) / kQueries, n = rows * args.heads * blocks;
@@ -268,13 +269,9 @@ void run(const AttentionArgs& args) {
 
 void attention(const AttentionArgs& args) {
   if (args.qkv.dtype == DType::F32) {
-    run<Floats, float>(args);
+    run<float>(args);
   } else {
-#ifdef __AVX512BF16__
-    run<Bf16Pairs, Bf16>(args);
-#else
-    run<Floats, Bf16>(args);
-#endif
+    run<Bf16>(args);
   }
 }
 

@@ -283,8 +283,9 @@ class HeadBackward {
   float scale_;
 };
 
-template <typename Product, typename In>
+template <typename In>
 void run(const AttentionBackwardArgs& args) {
+  using Product = ProductOf<In>;
   const int64_t rows = args.y.shape[0], tokens = args.y.shape[1], c = args.y.shape[2];
   const int64_t d = c / args.heads, n = rows * args.heads;
   const Layout<Product> layout(tokens, d);
@@ -318,13 +319,9 @@ void run(const AttentionBackwardArgs& args) {
 
 void attentionBackward(const AttentionBackwardArgs& args) {
   if (args.qkv.dtype == DType::F32) {
-    run<Floats, float>(args);
+    run<float>(args);
   } else {
-#ifdef __AVX512BF16__
-    run<Bf16Pairs, Bf16>(args);
-#else
-    run<Floats, Bf16>(args);
-#endif
+    run<Bf16>(args);
   }
 }
 

@@ -6,6 +6,8 @@
 // A product sums one number, broadcast from where it lies in the first operand, times registers of
 // the second: two registers side by side, kColumns numbers, kTile sums of them at a time.
 // bfloat16: the products take pairs, as the processor's dot product does.
+#include <type_traits>
+
 #include "cpu/simd/transpose.h"
 
 namespace dit::cpu::DIT_ISA {
@@ -30,6 +32,15 @@ struct Bf16Pairs {
     return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
   }
 };
+#endif
+
+// The products that this processor has for operands of a type.
+#ifdef __AVX512BF16__
+template <typename In>
+using ProductOf = std::conditional_t<std::is_same_v<In, float>, Floats, Bf16Pairs>;
+#else
+template <typename In>
+using ProductOf = Floats;
 #endif
 
 template <typename Product>
