@@ -1,0 +1,269 @@
+#pragma once
+
+#include "cuda/context.h"
+#include "cuda/numbers.cuh"
+#include "ops/ops.h"
+
+// What follows a product while its sums are still in registers:
+//   Bias           y = v + bias
+//   BiasGelu       y = gelu(v + bias)
+//   BiasResidual   y = residual + gate * (v + bias)
+//   GeluGradient   x = gelu(pre), y = v * gelu'(pre)
+//   Store, Add     y = v, y += v
+//
+// An epilogue is a struct of pointers, passed to the kernel by value. It takes four neighbours of a
+// row at a time, the first at a multiple of 4:
+//   row(r)                         what all numbers of row r share: pointers
+//   finish(row, column, v, count)  the numbers v of columns column .., of which `count` exist
+// Where all pointers and row strides permit (`vectors`) it moves four numbers at once, else one.
+// Each number is read and written by one thread, so that y may be the residual.
+
+namespace dit::cuda {
+
+// ---------------------------------------------------------------- gelu
+
+// gelu(v) = v / 2 (1 + tanh(u)) = v sigmoid(2u), u = sqrt(2 / pi) (v + 0.044715 v^3), and its
+// derivative s + v s (1 - s) 2u' with s = sigmoid(2u).
+struct Gelu {
+  float value, derivative;
+};
+
+constexpr float kGeluRoot = 0.797884560802865f;  // sqrt(2 / pi)
+constexpr float kGeluCubic = 0.044715f;
+
+// kCoarse: for results that are rounded to bf16, by one instruction for tanh, without division.
+// Otherwise by an exponential, which keeps what 1 + tanh would cancel. Whoever wants the value
+// alone pays for the value alone.
+template <bool kCoarse>
+__device__ __forceinline__ Gelu gelu(float v) {
+  const float square = v * v;
+  const float u = v * (kGeluRoot * kGeluCubic * square + kGeluRoot);
+  const float slope = 3 * kGeluRoot * kGeluCubic * square + kGeluRoot;  // u'
+  if constexpr (kCoarse) {
+    const float half = 0.5f * v, t = tanhApprox(u);
+    // Far out slope is infinite where 1 - t^2 is 0.
+    const float bend = (1.0f - t * t) * fminf(slope, 1e4f);
+    return {half + half * t, 0.5f + 0.5f * t + half * bend};
+  } else {
+    const float e = expf(-2.0f * u);  // may be infinite
+    const float s = 1.0f / (1.0f + e);
+    const float complement = e < 1.0f ? s * e : 1.0f - s;
+    const float within = fminf(fmaxf(v, -32.0f), 32.0f);  // beyond, s or its complement is 0
+    return {v * s, s * (1.0f + within * complement * 2.0f * fminf(slope, 1e4f))};
+  }
+}
+
+// ---------------------------------------------------------------- numbers of a row
+
+// Four neighbours at once, or `count` one by one.
+template <typename T>
+__device__ __forceinline__ float4 loadNeighbours(const T* from, int count, bool vectors) {
+  if (vectors && count == 4) return load4(from);
+  return make_float4(toFloat(from[0]), count > 1 ? toFloat(from[1]) : 0.0f,
+                     count > 2 ? toFloat(from[2]) : 0.0f, count > 3 ? toFloat(from[3]) : 0.0f);
+}
+template <typename T>
+__device__ __forceinline__ void storeNeighbours(T* to, float4 x, int count, bool vectors) {
+  if (vectors && count == 4) return store4(to, x);
+  to[0] = fromFloat<T>(x.x);
+  if (count > 1) to[1] = fromFloat<T>(x.y);
+  if (count > 2) to[2] = fromFloat<T>(x.z);
+  if (count > 3) to[3] = fromFloat<T>(x.w);
+}
+
+template <typename F>
+__device__ __forceinline__ float4 map4(float4 x, const F& f) {
+  return make_float4(f(x.x), f(x.y), f(x.z), f(x.w));
+}
+
+// Whether four neighbours, the first at a multiple of 4, are aligned to their size in every row.
+inline bool alignedVectors(const void* data, int64_t stride, size_t size) {
+  return (reinterpret_cast<uintptr_t>(data) | static_cast<size_t>(stride) * size) % (4 * size) == 0;
+}
+inline bool alignedVectors(const Tensor& t) {
+  return !t || alignedVectors(t.data, t.rowStride, dtypeSize(t.dtype));
+}
+
+// ---------------------------------------------------------------- forward
+
+// Out: y's type. Act: that of x, and of `kept`.
+template <Epilogue kKind, typename Out, typename Act>
+struct ForwardEpilogue {
+  const float* bias;
+  Out* y;
+  int64_t yStride;
+  Act* kept;  // dense; null where nobody wants it
+  int64_t n;
+  int m;  // rows of an image
+  // BiasResidual only. gate: null for 1; residual: of y's type, or `shared`, F32, for all images.
+  const float* gate;
+  int64_t gateStride;
+  const int32_t* gateIndex;
+  const Out* residual;
+  const float* shared;
+  int64_t residualStride;
+  bool vectors;
+
+  explicit ForwardEpilogue(const LinearArgs& args)
+      : bias(args.bias.as<float>()),
+        y(args.y.as<Out>()),
+        yStride(args.y.rowStride),
+        kept(args.kept.as<Act>()),
+        n(args.y.shape[2]),
+        m(static_cast<int>(args.x.shape[1])),
+        gate(args.gate.table.as<float>()),
+        gateStride(args.gate.table.rowStride),
+        gateIndex(args.gate.index.as<int32_t>()) {
+    const Tensor& from = args.residual;
+    // [1, M, N] of y's type is the one image's own.
+    const bool forAll = from && (from.dtype != args.y.dtype || from.shape[0] != args.y.shape[0]);
+    residual = forAll ? nullptr : from.as<Out>();
+    shared = forAll ? from.as<float>() : nullptr;
+    residualStride = from.rowStride;
+    vectors = alignedVectors(args.bias) && alignedVectors(args.y) && alignedVectors(args.kept) &&
+              alignedVectors(args.gate.table) && alignedVectors(from);
+  }
+
+  struct Row {
+    Out* y;
+    Act* kept;
+    const float* gate;
+    const Out* residual;
+    const float* shared;
+  };
+
+  __device__ __forceinline__ Row row(int r) const {
+    Row at = {y + r * yStride, kept ? kept + r * n : nullptr, nullptr, nullptr, nullptr};
+    if constexpr (kKind == Epilogue::BiasResidual) {
+      if (gate || shared) {
+        const int image = r / m;
+        if (gate) at.gate = gate + gateIndex[image] * gateStride;
+        if (shared) at.shared = shared + (r - image * m) * residualStride;
+      }
+      if (residual) at.residual = residual + r * residualStride;
+    }
+    return at;
+  }
+
+  __device__ __forceinline__ void finish(const Row& at, int column, float4 v, int count) const {
+    const float4 b = loadNeighbours(bias + column, count, vectors);
+    v = make_float4(v.x + b.x, v.y + b.y, v.z + b.z, v.w + b.w);
+    if constexpr (kKind != Epilogue::Bias) {
+      if (kept) {
+        // What follows sees the product as it is kept: the backward pass makes the same numbers of
+        // it again.
+        v = map4(v, [](float x) { return toFloat(fromFloat<Act>(x)); });
+        storeNeighbours(at.kept + column, v, count, vectors);
+      }
+    }
+    if constexpr (kKind == Epilogue::BiasGelu) {
+      v = map4(v, [](float x) { return gelu<sizeof(Out) == 2>(x).value; });
+    }
+    if constexpr (kKind == Epilogue::BiasResidual) {
+      if (gate) {
+        const float4 g = loadNeighbours(at.gate + column, count, vectors);
+        v = make_float4(v.x * g.x, v.y * g.y, v.z * g.z, v.w * g.w);
+      }
+      const float4 r = shared ? loadNeighbours(at.shared + column, count, vectors)
+                              : loadNeighbours(at.residual + column, count, vectors);
+      v = make_float4(v.x + r.x, v.y + r.y, v.z + r.z, v.w + r.w);
+    }
+    storeNeighbours(at.y + column, v, count, vectors);
+  }
+};
+
+// ---------------------------------------------------------------- backward
+
+// y = v, or y += v, dense rows of `stride` numbers.
+template <typename Out, bool kAdd>
+struct StoreEpilogue {
+  Out* y;
+  int64_t stride;
+  bool vectors;
+
+  StoreEpilogue(Out* y, int64_t stride)
+      : y(y), stride(stride), vectors(alignedVectors(y, stride, sizeof(Out))) {}
+
+  using Row = Out*;
+  __device__ __forceinline__ Row row(int r) const { return y + r * stride; }
+  __device__ __forceinline__ void finish(Row at, int column, float4 v, int count) const {
+    if constexpr (kAdd) {
+      const float4 old = loadNeighbours(at + column, count, vectors);
+      v = make_float4(v.x + old.x, v.y + old.y, v.z + old.z, v.w + old.w);
+    }
+    storeNeighbours(at + column, v, count, vectors);
+  }
+};
+
+// dX = v * gelu'(pre), and x = gelu(pre) again, the same bits as in the forward pass.
+template <typename Act>
+struct GeluGradientEpilogue {
+  const Act* pre;
+  Act *x, *dX;
+  int64_t stride;
+  bool vectors;
+
+  explicit GeluGradientEpilogue(const LinearBackwardArgs& args)
+      : pre(args.preActivation.as<Act>()),
+        x(args.x.as<Act>()),
+        dX(args.dX.as<Act>()),
+        stride(args.x.shape[2]),
+        vectors(alignedVectors(args.preActivation) && alignedVectors(args.x) &&
+                alignedVectors(args.dX)) {}
+
+  using Row = int64_t;
+  __device__ __forceinline__ Row row(int r) const { return r * stride; }
+  __device__ __forceinline__ void finish(Row at, int column, float4 v, int count) const {
+    at += column;
+    const float4 p = loadNeighbours(pre + at, count, vectors);
+    constexpr bool kCoarse = sizeof(Act) == 2;
+    const Gelu a = gelu<kCoarse>(p.x), b = gelu<kCoarse>(p.y), c = gelu<kCoarse>(p.z),
+               d = gelu<kCoarse>(p.w);
+    storeNeighbours(x + at, make_float4(a.value, b.value, c.value, d.value), count, vectors);
+    storeNeighbours(
+        dX + at,
+        make_float4(v.x * a.derivative, v.y * b.derivative, v.z * c.derivative, v.w * d.derivative),
+        count, vectors);
+  }
+};
+
+// ---------------------------------------------------------------- from the tensor cores
+
+// Hands over a warp's sums as mma leaves them (wgmma too): v[i][j] is the tile of 16 rows and 8
+// columns at rows 16 i, columns 8 j, in which a lane holds columns 2 (lane % 4) and the next of
+// rows lane / 4 and lane / 4 + 8. Neighbouring lanes swap halves of a pair of tiles, so that each
+// has four neighbours, and four lanes write 16 columns in a row: whole sectors of 32 bytes.
+// row, column: of the first; rows, columns: how many the result has. All lanes take part.
+template <int kTilesM, int kTilesN, typename Epilogue>
+__device__ __forceinline__ void finishTiles(const float (&v)[kTilesM][kTilesN][4], int64_t row,
+                                            int64_t column, int64_t rows, int64_t columns,
+                                            const Epilogue& epilogue) {
+  static_assert(kTilesN % 2 == 0);
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const bool odd = lane % 2 != 0;  // takes the second tile's
+  const int mine = lane % 4 / 2 * 4 + (odd ? 8 : 0);
+#pragma unroll
+  for (int i = 0; i < kTilesM; i++) {
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      const int64_t r = row + 16 * i + 8 * half + lane / 4;
+      const bool exists = r < rows;
+      const auto at = epilogue.row(static_cast<int>(exists ? r : 0));
+#pragma unroll
+      for (int j = 0; j < kTilesN; j += 2) {
+        const float *first = &v[i][j][2 * half], *second = &v[i][j + 1][2 * half];
+        const float x = __shfl_xor_sync(0xffffffffu, odd ? first[0] : second[0], 1);
+        const float y = __shfl_xor_sync(0xffffffffu, odd ? first[1] : second[1], 1);
+        const float4 four =
+            odd ? make_float4(x, y, second[0], second[1]) : make_float4(first[0], first[1], x, y);
+        const int64_t c = column + 8 * j + mine;
+        if (exists && c < columns) {
+          epilogue.finish(at, static_cast<int>(c), four,
+                          static_cast<int>(min(columns - c, int64_t{4})));
+        }
+      }
+    }
+  }
+}
+
+}  // namespace dit::cuda

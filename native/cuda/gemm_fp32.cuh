@@ -1,0 +1,134 @@
+#pragma once
+
+#include "cuda/gemm_sm80.cuh"
+
+// The same products in true fp32, by fused multiply-adds: for Precision::F32. A block of 256
+// threads computes a tile of kSize x kSize, a thread quads of 4 x 4 numbers, 64 apart, so that it
+// reads shared memory in vectors; the operands lie there along m and n, line after line of k,
+// whichever way they come (4 bytes a copy, so that any alignment will do). A sum goes along k from
+// the first number to the last, whatever the tile.
+
+namespace dit::cuda {
+
+template <int kSize_, int kBlocks_>
+struct Fp32Tile {
+  static constexpr int kSize = kSize_, kBlocks = kBlocks_;
+  static constexpr int kThreads = 256;
+  static constexpr int kK = 16, kStages = 3;
+  static constexpr int kLine = kSize + 4;  // in shared memory: aligned to 16 bytes, in other banks
+  static constexpr int kStageNumbers = 2 * kK * kLine;
+  static constexpr size_t kShared = size_t{kStages} * kStageNumbers * sizeof(float);
+};
+
+// Copies numbers [first, first + kSize) x [kBegin, kBegin + kK) of an operand; zeros beyond
+// `extent` and `kEnd`.
+template <typename Shape, Lines kLines>
+__device__ __forceinline__ void copyFp32(float* shared, const Operand& operand, int64_t first,
+                                         int64_t extent, int64_t kBegin, int64_t kEnd) {
+  // Neighbouring threads read neighbours.
+  constexpr int kAcross = kLines == Lines::AlongK ? Shape::kK : Shape::kSize;
+  constexpr int kStep = Shape::kThreads / kAcross;
+  const int across = static_cast<int>(threadIdx.x) % kAcross;
+  const int down = static_cast<int>(threadIdx.x) / kAcross;
+#pragma unroll
+  for (int i = 0; i < Shape::kSize * Shape::kK / Shape::kThreads; i++) {
+    const int at = kLines == Lines::AlongK ? down + i * kStep : across;
+    const int k = kLines == Lines::AlongK ? across : down + i * kStep;
+    const int64_t line = kLines == Lines::AlongK ? first + at : kBegin + k;
+    const int64_t in = kLines == Lines::AlongK ? kBegin + k : first + at;
+    copyAsync4(shared + k * Shape::kLine + at,
+               static_cast<const float*>(operand.data) + line * operand.stride + in,
+               first + at < extent && kBegin + k < kEnd);
+  }
+}
+
+template <typename Shape, Lines kLinesA, Lines kLinesB, typename Epilogue>
+__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
+    productKernelFp32(Product p, Epilogue epilogue) {
+  constexpr int kQuads = Shape::kSize / 64, kK = Shape::kK, kStages = Shape::kStages;
+  const TilePlace tile = tilePlace(static_cast<int>(blockIdx.x),
+                                   static_cast<int>((p.m + Shape::kSize - 1) / Shape::kSize),
+                                   static_cast<int>((p.n + Shape::kSize - 1) / Shape::kSize));
+  const int64_t m = tile.m * Shape::kSize, n = tile.n * Shape::kSize;
+  const int64_t kBegin = static_cast<int64_t>(blockIdx.y) * p.kSplit;
+  const int64_t kEnd = min(kBegin + p.kSplit, p.k);
+  const int steps = static_cast<int>((kEnd - kBegin + kK - 1) / kK);
+  float* const shared = reinterpret_cast<float*>(sharedMemory());
+  const auto copyStep = [&](int step) {
+    if (step < steps) {
+      float* const to = shared + step % kStages * Shape::kStageNumbers;
+      const int64_t k = kBegin + static_cast<int64_t>(step) * kK;
+      copyFp32<Shape, kLinesA>(to, p.a, m, p.m, k, kEnd);
+      copyFp32<Shape, kLinesB>(to + kK * Shape::kLine, p.b, n, p.n, k, kEnd);
+    }
+    copyAsyncCommit();
+  };
+
+  const int row = static_cast<int>(threadIdx.x) / 16 * 4;
+  const int column = static_cast<int>(threadIdx.x) % 16 * 4;
+  float sums[4 * kQuads][4 * kQuads] = {};
+#pragma unroll
+  for (int step = 0; step < kStages - 1; step++) copyStep(step);
+  for (int step = 0; step < steps; step++) {
+    copyAsyncWait<kStages - 2>();
+    __syncthreads();
+    copyStep(step + kStages - 1);
+    const float* const a = shared + step % kStages * Shape::kStageNumbers + row;
+    const float* const b =
+        shared + step % kStages * Shape::kStageNumbers + kK * Shape::kLine + column;
+#pragma unroll
+    for (int k = 0; k < kK; k++) {
+      float x[4 * kQuads], y[4 * kQuads];
+#pragma unroll
+      for (int quad = 0; quad < kQuads; quad++) {
+        const float4 fromA = load4(a + k * Shape::kLine + 64 * quad);
+        const float4 fromB = load4(b + k * Shape::kLine + 64 * quad);
+        x[4 * quad] = fromA.x, x[4 * quad + 1] = fromA.y;
+        x[4 * quad + 2] = fromA.z, x[4 * quad + 3] = fromA.w;
+        y[4 * quad] = fromB.x, y[4 * quad + 1] = fromB.y;
+        y[4 * quad + 2] = fromB.z, y[4 * quad + 3] = fromB.w;
+      }
+#pragma unroll
+      for (int i = 0; i < 4 * kQuads; i++) {
+#pragma unroll
+        for (int j = 0; j < 4 * kQuads; j++) sums[i][j] += x[i] * y[j];
+      }
+    }
+  }
+  copyAsyncWait<0>();
+
+#pragma unroll
+  for (int i = 0; i < 4 * kQuads; i++) {
+    const int64_t r = m + i / 4 * 64 + row + i % 4;
+    if (r >= p.m) continue;
+    const auto at = epilogue.row(static_cast<int>(r));
+#pragma unroll
+    for (int quad = 0; quad < kQuads; quad++) {
+      const int64_t c = n + 64 * quad + column;
+      if (c >= p.n) continue;
+      epilogue.finish(at, static_cast<int>(c),
+                      make_float4(sums[i][4 * quad], sums[i][4 * quad + 1], sums[i][4 * quad + 2],
+                                  sums[i][4 * quad + 3]),
+                      static_cast<int>(min(p.n - c, int64_t{4})));
+    }
+  }
+}
+
+// Tiles of 128 where they fill the device, else of 64.
+template <Lines kLinesA, Lines kLinesB, typename Epilogue>
+void multiplyFp32(const Context& context, const Product& p, int64_t splits,
+                  const Epilogue& epilogue) {
+  const auto run = [&]<typename Shape>(Shape) {
+    const int64_t tiles = divideUp(p.m, Shape::kSize) * divideUp(p.n, Shape::kSize);
+    launch(context, productKernelFp32<Shape, kLinesA, kLinesB, Epilogue>,
+           dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(splits)), dim3(Shape::kThreads),
+           Shape::kShared, p, epilogue);
+  };
+  if (divideUp(p.m, 128) * divideUp(p.n, 128) * splits >= 2 * context.multiprocessors) {
+    run(Fp32Tile<128, 2>{});
+  } else {
+    run(Fp32Tile<64, 3>{});
+  }
+}
+
+}  // namespace dit::cuda
