@@ -49,7 +49,9 @@ __device__ __forceinline__ Gelu gelu(float v) {
     const float s = 1.0f / (1.0f + e);
     const float complement = e < 1.0f ? s * e : 1.0f - s;
     const float within = fminf(fmaxf(v, -32.0f), 32.0f);  // beyond, s or its complement is 0
-    return {v * s, s * (1.0f + within * complement * 2.0f * fminf(slope, 1e4f))};
+    // Near 1 it is the complement that has more digits.
+    return {e < 1.0f ? v - within * complement : v * s,
+            s * (1.0f + within * complement * 2.0f * fminf(slope, 1e4f))};
   }
 }
 
