@@ -170,6 +170,9 @@ void linear(Context& context, const LinearArgs& args) {
       ErrorCode::Shape, "linear: the weight takes ", dtypeName(weight.type), " [R, M, ", weight.k,
       "] to [R, M, ", weight.n, "], got ", dtypeName(args.x.dtype), " ", args.x.shape, " to ",
       args.y.shape);
+  if (context.arch == Arch::Sm90a && hopper::linearFits(weight, args)) {
+    return hopper::linear(context, weight, args);
+  }
   const int64_t rows = args.x.shape[0] * args.x.shape[1];
   Product p{.a = {args.x.data, weight.k},
             .b = {weight.values, weight.stride},

@@ -17,7 +17,7 @@ namespace dit::cuda {
 // The block's dynamic shared memory. Its size is what `launch` was given; it is aligned to 128
 // bytes.
 __device__ __forceinline__ char* sharedMemory() {
-  extern __shared__ __align__(128) char ditShared[];
+  extern __shared__ __align__(1024) char ditShared[];
   return ditShared;
 }
 

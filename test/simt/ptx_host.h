@@ -17,7 +17,8 @@ namespace dit::cuda {
 inline char* sharedMemory() { return simt::sharedMemory(); }
 
 inline uint32_t sharedAddress(const void* shared) {
-  return static_cast<uint32_t>(static_cast<const char*>(shared) - simt::sharedMemory());
+  // It begins after what the system keeps for itself, 1 KB.
+  return static_cast<uint32_t>(static_cast<const char*>(shared) - simt::sharedMemory()) + 1024;
 }
 
 // ---------------------------------------------------------------- numbers

@@ -1,0 +1,199 @@
+// Products with a weight in bf16 on Hopper, forward and backward (linear.h says which). With x
+// [rows, K], W [N, K], all of them row-major, the three products differ in which dimension of their
+// operands is contiguous:
+//
+//   y  = x W^T     both along K
+//   dX = dY W      dY along the sum's dimension N, W across it
+//   dW = dY^T x    both across the sum's dimension, the rows; in parts, since there are more rows
+//   than
+//                  tiles of dW fill the device
+#include <type_traits>
+
+#include "cuda/gemm_sm90.cuh"
+#include "cuda/linear.h"
+
+namespace dit::cuda::hopper {
+
+namespace {
+
+// The width of a tile, by the number of columns: the one that leaves least of itself empty, the
+// widest of equals. 192 divides the widths of DiT-XL: 1152, 3456 and 4608.
+constexpr int tileWidth(int64_t columns) {
+  int best = 0;
+  int64_t least = 0;
+  for (const int width : {192, 128, 64}) {
+    const int64_t covered = (columns + width - 1) / width * width;
+    if (best == 0 || covered < least) {
+      best = width;
+      least = covered;
+    }
+  }
+  return best;
+}
+static_assert(tileWidth(1152) == 192 && tileWidth(4608) == 192 && tileWidth(1024) == 128 &&
+              tileWidth(32) == 64);
+
+// Calls work with the width as a constant.
+template <typename Work>
+void withTile(int64_t columns, const Work& work) {
+  switch (tileWidth(columns)) {
+    case 192:
+      return work(std::integral_constant<int, 192>{});
+    case 128:
+      return work(std::integral_constant<int, 128>{});
+    default:
+      return work(std::integral_constant<int, 64>{});
+  }
+}
+
+// A product of fewer rows is bound by reading the weight, for which tiles of 128 rows use too few
+// multiprocessors. It is a property of the weight, not of the rows at hand.
+constexpr int64_t kLeastRows = 64;
+
+// Whether TMA can read rows of bf16 that begin `stride` numbers apart.
+bool readable(const void* data, int64_t stride) {
+  return reinterpret_cast<uintptr_t>(data) % 16 == 0 && stride % 8 == 0;
+}
+bool readable(const Tensor& t) { return t.dtype == DType::BF16 && readable(t.data, t.shape[-1]); }
+
+// ---------------------------------------------------------------- the gradient of a weight
+
+// Its sums over the rows are made in parts, and these added in their order.
+struct Parts {
+  StoreEpilogue<float, false> first;
+  int64_t size;  // numbers of a part
+
+  __device__ __forceinline__ StoreEpilogue<float, false> part(int split) const {
+    StoreEpilogue<float, false> epilogue = first;
+    epilogue.y += split * size;
+    return epilogue;
+  }
+};
+
+constexpr int kReduceThreads = 256;
+
+// dWeight += the sum of its parts, four numbers a thread; size is a multiple of 4.
+__global__ void __launch_bounds__(kReduceThreads)
+    addParts(const float* parts, int count, int64_t size, float* dWeight) {
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kReduceThreads * 4;
+  const int64_t begin = (static_cast<int64_t>(blockIdx.x) * kReduceThreads + threadIdx.x) * 4;
+  for (int64_t i = begin; i < size; i += step) {
+    float4 sum = load4(parts + i);
+    for (int part = 1; part < count; part++) {
+      const float4 next = load4(parts + part * size + i);
+      sum = make_float4(sum.x + next.x, sum.y + next.y, sum.z + next.z, sum.w + next.w);
+    }
+    const float4 old = load4(dWeight + i);
+    store4(dWeight + i, make_float4(old.x + sum.x, old.y + sum.y, old.z + sum.z, old.w + sum.w));
+  }
+}
+
+// Into how many parts: so many that the last wave of tiles is nearly full. A part costs its share
+// of the reduction, which reads and writes what a step of a tile computes in a few clocks.
+constexpr int chooseParts(int64_t tiles, int64_t steps, int multiprocessors) {
+  constexpr int kMost = 8;
+  constexpr double kCostOfPart = 0.02;  // of a tile's time
+  int best = 1;
+  double least = 0;
+  for (int parts = 1; parts <= kMost && parts <= steps; parts++) {
+    const int64_t waves = (tiles * parts + multiprocessors - 1) / multiprocessors;
+    const double time = static_cast<double>(waves) / parts + kCostOfPart * parts;
+    if (parts == 1 || time < least) {
+      best = parts;
+      least = time;
+    }
+  }
+  return best;
+}
+static_assert(chooseParts(54, 256, 132) == 2 && chooseParts(216, 256, 132) == 3);
+
+void addWeightGradient(Context& context, const LinearBackwardArgs& args, int64_t rows, int64_t n,
+                       int64_t k) {
+  const CUtensorMap dY = matrixMap(args.dY.data, rows, n, n, kTileK);
+  const CUtensorMap x = matrixMap(args.x.data, rows, k, k, kTileK);
+  float* const dWeight = args.dWeight.as<float>();
+  withTile(k, [&](auto tile) {
+    Problem problem = {.m = n, .n = k, .k = rows};
+    const int64_t tiles = problem.tilesM() * problem.template tilesN<tile>();
+    problem.splits = chooseParts(tiles, problem.steps(), context.multiprocessors);
+    if (problem.splits == 1) {
+      return launchGemm<tile, true, true>(
+          context, dY, x, problem,
+          Whole<StoreEpilogue<float, true>>{StoreEpilogue<float, true>(dWeight, k)});
+    }
+    const int64_t size = n * k;
+    auto* const parts = static_cast<float*>(
+        context.scratch(static_cast<size_t>(size * problem.splits) * sizeof(float)));
+    launchGemm<tile, true, true>(context, dY, x, problem,
+                                 Parts{StoreEpilogue<float, false>(parts, k), size});
+    launch(context, addParts, gridFor(context, size / 4, kReduceThreads), kReduceThreads, 0, parts,
+           problem.splits, size, dWeight);
+  });
+}
+
+// dX = dY W, with what follows it.
+void inputGradient(Context& context, const LinearWeight& weight, const LinearBackwardArgs& args,
+                   int64_t rows) {
+  const int64_t n = weight.n, k = weight.k;
+  const CUtensorMap dY = matrixMap(args.dY.data, rows, n, n, kTileM);
+  const CUtensorMap w = matrixMap(weight.values, n, k, weight.stride, kTileK);
+  withTile(k, [&](auto tile) {
+    const auto run = [&](const auto& epilogue) {
+      launchGemm<tile, false, true>(context, dY, w, {.m = rows, .n = k, .k = n},
+                                    Whole<std::decay_t<decltype(epilogue)>>{epilogue});
+    };
+    if (args.preActivation) return run(GeluGradientEpilogue<Bf16>(args));
+    if (args.dX.dtype == DType::BF16) return run(StoreEpilogue<Bf16, false>(args.dX.as<Bf16>(), k));
+    if (args.addToDx) return run(StoreEpilogue<float, true>(args.dX.as<float>(), k));
+    run(StoreEpilogue<float, false>(args.dX.as<float>(), k));
+  });
+}
+
+}  // namespace
+
+bool linearFits(const LinearWeight& weight, const LinearArgs& args) {
+  return weight.precision == Precision::BF16 && weight.rows >= kLeastRows &&
+         readable(weight.values, weight.stride) && readable(args.x);
+}
+
+void linear(Context& context, const LinearWeight& weight, const LinearArgs& args) {
+  const int64_t rows = args.x.shape[0] * args.x.shape[1], n = weight.n, k = weight.k;
+  const CUtensorMap x = matrixMap(args.x.data, rows, k, k, kTileM);
+  withTile(n, [&](auto tile) {
+    const CUtensorMap w = matrixMap(weight.values, n, k, weight.stride, tile);
+    const auto run = [&]<Epilogue kKind, typename Out>() {
+      launchGemm<tile, false, false>(
+          context, x, w, {.m = rows, .n = n, .k = k},
+          Whole<ForwardEpilogue<kKind, Out, Bf16>>{ForwardEpilogue<kKind, Out, Bf16>(args)});
+    };
+    const auto withOutput = [&]<Epilogue kKind>() {
+      return args.y.dtype == DType::BF16 ? run.template operator()<kKind, Bf16>()
+                                         : run.template operator()<kKind, float>();
+    };
+    switch (args.epilogue) {
+      case Epilogue::Bias:
+        return withOutput.template operator()<Epilogue::Bias>();
+      case Epilogue::BiasGelu:
+        return withOutput.template operator()<Epilogue::BiasGelu>();
+      case Epilogue::BiasResidual:
+        return withOutput.template operator()<Epilogue::BiasResidual>();
+    }
+  });
+}
+
+bool backwardFits(const LinearWeight* weight, const LinearBackwardArgs& args) {
+  const int64_t rows = args.x.shape[0] * args.x.shape[1];
+  const bool weightFits =
+      !args.dX || (weight && weight->precision == Precision::BF16 &&
+                   readable(weight->values, weight->stride) && weight->k % 4 == 0);
+  return rows >= kLeastRows && readable(args.x) && readable(args.dY) && weightFits;
+}
+
+// x comes of the first product, where it is made again.
+void linearBackward(Context& context, const LinearWeight* weight, const LinearBackwardArgs& args) {
+  const int64_t rows = args.x.shape[0] * args.x.shape[1];
+  if (args.dX) inputGradient(context, *weight, args, rows);
+  addWeightGradient(context, args, rows, args.dY.shape[2], args.x.shape[2]);
+}
+
+}  // namespace dit::cuda::hopper
