@@ -61,6 +61,10 @@ DIT_HOST_DEVICE inline void normal4(uint64_t seed, NoiseStream stream, uint32_t 
   for (int pair = 0; pair < 2; pair++) {
     const float radius = sqrtf(-2.0f * logf(uniformOpen(bits.v[2 * pair])));
     const float angle = 6.283185307179586f * uniformOpen(bits.v[2 * pair + 1]);
+#ifdef __CUDA_ARCH__
+    // Otherwise cosf and sinf come with a way for huge arguments, which takes local memory.
+    __builtin_assume(fabsf(angle) < 7.0f);
+#endif
     out[2 * pair] = radius * cosf(angle);
     out[2 * pair + 1] = radius * sinf(angle);
   }

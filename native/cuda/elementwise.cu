@@ -1,23 +1,11 @@
 // SiLU, its derivative, and casts: one thread per number, striding over the grid.
 #include "cuda/dispatch.h"
+#include "cuda/elementwise.cuh"
 #include "cuda/kernels.h"
 
 namespace dit::cuda {
 
 namespace {
-
-constexpr int kThreads = 256;
-
-// The numbers of a tensor that this thread looks after.
-template <typename Each>
-__device__ __forceinline__ void forEach(int64_t n, const Each& each) {
-  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < n; i += step) {
-    each(i);
-  }
-}
-
-__device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads) siluKernel(int64_t n, const float* x, T* y) {
