@@ -16,27 +16,35 @@ namespace dit::cuda::hopper {
 
 namespace {
 
-// The width of a tile, by the number of columns: the one that leaves least of itself empty, the
-// widest of equals. 192 divides the widths of DiT-XL: 1152, 3456 and 4608.
-constexpr int tileWidth(int64_t columns) {
+// The width of a tile for c [m, n]: the one whose waves of tiles take the least time. Wide ones
+// reach more of the peak, since they read less for what they compute (the shares are estimates);
+// narrow ones fill the device when there are few rows, as with a batch of 1. The bits of a result
+// do not depend on it (gemm_sm90.cuh).
+constexpr int tileWidth(int64_t m, int64_t n, int multiprocessors) {
+  struct Width {
+    int columns;
+    double share;  // of the peak
+  };
   int best = 0;
-  int64_t least = 0;
-  for (const int width : {192, 128, 64}) {
-    const int64_t covered = (columns + width - 1) / width * width;
-    if (best == 0 || covered < least) {
-      best = width;
-      least = covered;
+  double least = 0;
+  for (const Width width : {Width{192, 1.0}, Width{128, 0.9}, Width{64, 0.6}}) {
+    const int64_t tiles = (m + kTileM - 1) / kTileM * ((n + width.columns - 1) / width.columns);
+    const int64_t waves = (tiles + multiprocessors - 1) / multiprocessors;
+    const double time = static_cast<double>(waves * width.columns) / width.share;
+    if (best == 0 || time < least) {
+      best = width.columns;
+      least = time;
     }
   }
   return best;
 }
-static_assert(tileWidth(1152) == 192 && tileWidth(4608) == 192 && tileWidth(1024) == 128 &&
-              tileWidth(32) == 64);
+static_assert(tileWidth(16384, 1152, 132) == 192 && tileWidth(16384, 4608, 132) == 192 &&
+              tileWidth(512, 1152, 132) == 64 && tileWidth(16384, 32, 132) == 64);
 
 // Calls work with the width as a constant.
 template <typename Work>
-void withTile(int64_t columns, const Work& work) {
-  switch (tileWidth(columns)) {
+void withTile(const Context& context, int64_t m, int64_t n, const Work& work) {
+  switch (tileWidth(m, n, context.multiprocessors)) {
     case 192:
       return work(std::integral_constant<int, 192>{});
     case 128:
@@ -47,7 +55,8 @@ void withTile(int64_t columns, const Work& work) {
 }
 
 // A product of fewer rows is bound by reading the weight, for which tiles of 128 rows use too few
-// multiprocessors. It is a property of the weight, not of the rows at hand.
+// multiprocessors. What decides is for how many the weight was made, not how many there are: these
+// kernels need not round as those of linear.cu do.
 constexpr int64_t kLeastRows = 64;
 
 // Whether TMA can read rows of bf16 that begin `stride` numbers apart.
@@ -112,7 +121,7 @@ void addWeightGradient(Context& context, const LinearBackwardArgs& args, int64_t
   const CUtensorMap dY = matrixMap(args.dY.data, rows, n, n, kTileK);
   const CUtensorMap x = matrixMap(args.x.data, rows, k, k, kTileK);
   float* const dWeight = args.dWeight.as<float>();
-  withTile(k, [&](auto tile) {
+  withTile(context, n, k, [&](auto tile) {
     Problem problem = {.m = n, .n = k, .k = rows};
     const int64_t tiles = problem.tilesM() * problem.template tilesN<tile>();
     problem.splits = chooseParts(tiles, problem.steps(), context.multiprocessors);
@@ -137,7 +146,7 @@ void inputGradient(Context& context, const LinearWeight& weight, const LinearBac
   const int64_t n = weight.n, k = weight.k;
   const CUtensorMap dY = matrixMap(args.dY.data, rows, n, n, kTileM);
   const CUtensorMap w = matrixMap(weight.values, n, k, weight.stride, kTileK);
-  withTile(k, [&](auto tile) {
+  withTile(context, rows, k, [&](auto tile) {
     const auto run = [&](const auto& epilogue) {
       launchGemm<tile, false, true>(context, dY, w, {.m = rows, .n = k, .k = n},
                                     Whole<std::decay_t<decltype(epilogue)>>{epilogue});
@@ -159,7 +168,7 @@ bool linearFits(const LinearWeight& weight, const LinearArgs& args) {
 void linear(Context& context, const LinearWeight& weight, const LinearArgs& args) {
   const int64_t rows = args.x.shape[0] * args.x.shape[1], n = weight.n, k = weight.k;
   const CUtensorMap x = matrixMap(args.x.data, rows, k, k, kTileM);
-  withTile(n, [&](auto tile) {
+  withTile(context, rows, n, [&](auto tile) {
     const CUtensorMap w = matrixMap(weight.values, n, k, weight.stride, tile);
     const auto run = [&]<Epilogue kKind, typename Out>() {
       launchGemm<tile, false, false>(

@@ -1,7 +1,5 @@
 // The functions of the CUDA runtime over the emulator's memory and machine.
 #include <cuda_runtime.h>
-#include <cxxabi.h>
-#include <dlfcn.h>
 
 #include <cstdlib>
 #include <map>
@@ -10,6 +8,8 @@
 #include <string>
 #include <unordered_map>
 #include <vector>
+
+#include "symbols.h"
 
 struct Graph {
   std::vector<std::function<cudaError_t()>> work;
@@ -68,6 +68,10 @@ cudaError_t launchKernel(const cudaLaunchConfig_t& config, const char* kernel,
       grid.z > 65535 || shared > kMostShared) {
     return failed(cudaErrorInvalidConfiguration);
   }
+  if (std::getenv("DIT_SIMT_TRACE")) {
+    std::fprintf(stderr, "simt: launch %s, %zu blocks of %zu threads, %zu bytes shared\n", kernel,
+                 grid.count(), block.count(), shared);
+  }
   return queue(config.stream, [=, body = std::move(body)] {
     if (!run(kernel, grid, block, shared, body)) sticky = cudaErrorLaunchFailure;
     return sticky;
@@ -79,16 +83,7 @@ const char* kernelName(const void* kernel) {
   static std::map<const void*, std::string> names;
   const auto known = names.find(kernel);
   if (known != names.end()) return known->second.c_str();
-  Dl_info info = {};
-  std::string name = "a kernel";
-  if (dladdr(kernel, &info) != 0 && info.dli_sname) {
-    int status = 0;
-    char* const plain = abi::__cxa_demangle(info.dli_sname, nullptr, nullptr, &status);
-    name = status == 0 ? plain : info.dli_sname;
-    std::free(plain);
-    name = name.substr(0, name.find('('));
-  }
-  return names.emplace(kernel, name).first->second.c_str();
+  return names.emplace(kernel, functionName(kernel)).first->second.c_str();
 }
 
 void allowShared(const void* kernel, size_t bytes) {

@@ -11,6 +11,8 @@
 // next one, in an order of warps and lanes that a seed permutes (DIT_SIMT_SEED), so that code which
 // relies on an order fails.
 //
+// DIT_SIMT_TRACE in the environment tells of every launch.
+//
 // What it catches, as a fault that names the kernel, the block and the thread:
 //   - a barrier or warp operation that not all of its threads reach, or reach by different ways
 //   - accesses outside of an allocation and outside of shared memory (guard pages, canaries)
