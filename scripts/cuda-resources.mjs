@@ -1,0 +1,140 @@
+// Compiles every CUDA kernel once more and prints, as a Markdown table, what ptxas says of each:
+// registers and bytes of spills and of local memory. Exits 1 where there are any of the latter.
+//
+//   node scripts/cuda-resources.mjs [--build=build] [--only=pattern]
+//
+// Beside it the dynamic shared memory, and the warps that fit on a multiprocessor with all of it, for
+// kernels that a run of dit_native_test on the emulator launches (DIT_SIMT_TRACE); '-' for others.
+import { execFileSync, spawnSync } from 'node:child_process'
+import { existsSync, readFileSync, statSync } from 'node:fs'
+import path from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { parseArgs } from 'node:util'
+
+const root = fileURLToPath(new URL('..', import.meta.url)).replace(/\/$/, '')
+const { values } = parseArgs({
+  options: { build: { type: 'string', default: 'build' }, only: { type: 'string', default: '' } },
+})
+const build = path.resolve(root, values.build)
+const only = new RegExp(values.only)
+
+// Per multiprocessor: registers (of 32 bits), bytes of shared memory with 1 KB a block for the
+// system, warps. CUDA C++ Programming Guide, table of technical specifications.
+const limits = {
+  sm_80: { registers: 65536, shared: 164 << 10, warps: 64 },
+  sm_90: { registers: 65536, shared: 228 << 10, warps: 64 },
+  sm_90a: { registers: 65536, shared: 228 << 10, warps: 64 },
+}
+
+function demangle(names) {
+  const plain = execFileSync('c++filt', { input: names.join('\n'), encoding: 'utf8' })
+  return plain.split('\n').map((name) => {
+    const short = name.replaceAll(/\(anonymous namespace\)::|dit::cuda::|dit::|^void /g, '')
+    let depth = 0
+    for (let i = 0; i < short.length; i++) {
+      if (short[i] === '<') depth++
+      if (short[i] === '>') depth--
+      if (short[i] === '(' && depth === 0) return short.slice(0, i)
+    }
+    return short
+  })
+}
+
+/** What ptxas says of the kernels of a source: { name, arch, registers, stack, spills }. */
+function compile({ command, directory }) {
+  const words = command.split(' ').map((word) => word.replaceAll('\\"', '"'))
+  const object = words.indexOf('-o') + 1
+  words[object] = '/dev/null'
+  const dependencies = words.indexOf('-MD')
+  if (dependencies >= 0) words.splice(dependencies, 1)
+  for (const flag of ['-MF', '-MT']) {
+    const at = words.indexOf(flag)
+    if (at >= 0) words.splice(at, 2)
+  }
+  const { stderr, status } = spawnSync(words[0], [...words.slice(1), '-Xptxas=-v'], {
+    cwd: directory,
+    encoding: 'utf8',
+    maxBuffer: 1 << 28,
+  })
+  if (status !== 0) throw new Error(stderr)
+  const kernels = []
+  let kernel
+  for (const line of stderr.split('\n')) {
+    const [, symbol, arch] = /Compiling entry function '(\S+)' for '(\S+)'/.exec(line) ?? []
+    if (symbol) {
+      kernel = { symbol, arch, registers: 0, stack: 0, spills: 0 }
+      kernels.push(kernel)
+    }
+    const [, stack, stores, loads] =
+      /(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads/.exec(line) ?? []
+    if (stack && kernel) Object.assign(kernel, { stack: +stack, spills: +stores + +loads })
+    const [, registers] = /Used (\d+) registers/.exec(line) ?? []
+    if (registers && kernel) kernel.registers = +registers
+  }
+  const names = demangle(kernels.map(({ symbol }) => symbol))
+  return kernels.map((each, i) => ({ ...each, name: names[i] }))
+}
+
+/** Of each kernel that the native cases launch: threads of a block, the most shared memory. */
+function launches() {
+  const program = path.join(build, 'Release/dit_native_test')
+  const seen = new Map()
+  if (!existsSync(program)) return seen
+  for (const arch of ['sm_80', 'sm_90a']) {
+    const { stderr } = spawnSync(program, ['--device', 'cuda:emulated'], {
+      encoding: 'utf8',
+      maxBuffer: 2 ** 31 - 1,
+      env: { ...process.env, DIT_SIMT_TRACE: '1', DIT_CUDA_ARCH: arch },
+    })
+    for (const [, name, threads, shared] of stderr.matchAll(
+      /^simt: launch (.*), \d+ blocks of (\d+) threads, (\d+) bytes shared$/gm,
+    )) {
+      const known = seen.get(name)
+      if (!known || known.shared < +shared) seen.set(name, { threads: +threads, shared: +shared })
+    }
+  }
+  return seen
+}
+
+/** Warps of a multiprocessor that are busy with a kernel; registers come in units of 256 a warp. */
+function residentWarps({ registers, arch }, { threads, shared }) {
+  const { registers: allRegisters, shared: allShared, warps: allWarps } = limits[arch]
+  const warps = Math.ceil(threads / 32)
+  const ofWarp = Math.ceil((registers * 32) / 256) * 256
+  const blocks = Math.min(
+    Math.floor(allRegisters / ofWarp / warps),
+    Math.floor(allShared / (shared + 1024)),
+    Math.floor(allWarps / warps),
+    32,
+  )
+  return blocks * warps
+}
+
+const commands = JSON.parse(readFileSync(path.join(build, 'compile_commands.json'), 'utf8'))
+const sources = commands.filter(
+  ({ file, command }) => file.endsWith('.cu') && /nvcc/.test(command) && only.test(file),
+)
+const kernels = sources.flatMap((source) =>
+  compile(source).map((kernel) => ({ ...kernel, file: path.basename(source.file) })),
+)
+const launched = launches()
+console.log('| file | kernel | arch | registers | shared memory | warps | spills | local |')
+console.log('|---|---|---|---:|---:|---:|---:|---:|')
+for (const kernel of kernels) {
+  const launch = launched.get(kernel.name)
+  const shared = launch ? String(launch.shared) : '-'
+  const warps = launch ? String(residentWarps(kernel, launch)) : '-'
+  const { file, name, arch, registers, spills, stack } = kernel
+  console.log(
+    `| ${file} | \`${name}\` | ${arch} | ${registers} | ${shared} | ${warps} | ${spills} | ${stack} |`,
+  )
+}
+const library = path.join(build, 'Release/libdit_cuda.so')
+const size = existsSync(library)
+  ? `${(statSync(library).size / 2 ** 20).toFixed(1)} MiB`
+  : 'not built'
+const bad = kernels.filter(({ spills, stack }) => spills > 0 || stack > 0).length
+console.log(
+  `\n${kernels.length} kernels, ${bad} with spills or local memory; libdit_cuda.so: ${size}`,
+)
+process.exitCode = bad > 0 ? 1 : 0
