@@ -18,6 +18,7 @@ MODELS = {
     "xl": ("dit-xl2", Config()),
     "tiny": ("dit-tiny", Config(depth=2, hidden=144, heads=2, latent=8, classes=10)),
 }
+LARGEST_COMPILED = 256  # pixels: compiling takes a minute for each size
 # (images, pixels of an image): rows of a forward are twice the images, for guidance.
 SAMPLING = {"xl": [(32, 256), (1, 256), (8, 512)], "tiny": [(2, 64), (1, 64)]}
 TRAINING = {"xl": (256, 64), "tiny": (4, 2)}  # images of a step, of a micro-batch
@@ -29,17 +30,17 @@ def compile_blocks(bench, model):
     model = copy.copy(model)
     model._modules = dict(model._modules)
     model._modules["blocks"] = torch.nn.ModuleList(
-        bench.compile(block, dynamic=False) for block in model.blocks
+        bench.compile(block, tuned=True) for block in model.blocks
     )
     return model
 
 
-def variants(bench: Bench, model, whole):
+def variants(bench: Bench, model, whole=False):
     yield "eager", model
-    if bench.compiled:
+    if bench.compiled and 8 * model.config.latent <= LARGEST_COMPILED:
         yield "compiled blocks", compile_blocks(bench, model)
     if whole:
-        yield "compiled model", bench.compile(model, dynamic=False)
+        yield "compiled model", bench.compile(model, tuned=True)
 
 
 @torch.no_grad()
@@ -102,7 +103,7 @@ def training(bench: Bench, scale, dtypes):
         flops = 6.0 * total * base.multiply_adds()
         x = torch.randn(total, config.channels, config.latent, config.latent, device=bench.device)
         y = torch.arange(total, device=bench.device) % config.classes
-        for variant, model in variants(bench, base, False):
+        for variant, model in variants(bench, base):
             autocast = torch.bfloat16 if dtype == "bf16" else None
             trainer = Trainer(base, Schedule(device=bench.device), autocast)
             trainer.model = model
@@ -139,7 +140,7 @@ def decoding(bench: Bench, scale, dtypes):
         vae = vae.to(memory_format=torch.channels_last).eval()
         runs = [("eager", vae)]
         if bench.compiled:
-            runs.append(("compiled", bench.compile(vae, dynamic=False)))
+            runs.append(("compiled", bench.compile(vae, tuned=True)))
         for images, pixels in DECODES[scale]:
             label = f"{name}.decode {images}x{pixels}px {dtype}"
             latents = torch.randn(images, 4, pixels // 8, pixels // 8)

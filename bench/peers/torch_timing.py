@@ -131,9 +131,11 @@ class Bench:
         times = [self.clock.seconds(work, repeats, wall) / calls for _ in range(self.samples)]
         return times, repeats * calls
 
-    def compile(self, function, **options):
-        """`function` under torch.compile, without its own CUDA graphs: `measure` makes them."""
-        return torch.compile(function, mode="max-autotune-no-cudagraphs", **options)
+    def compile(self, function, tuned=False):
+        """`function` under torch.compile, without its own CUDA graphs: `measure` makes them. Tuned,
+        it also tries its own products against cuBLAS's, which takes a minute."""
+        mode = "max-autotune-no-cudagraphs" if tuned else "default"
+        return torch.compile(function, mode=mode, dynamic=False)
 
 
 def dtype_of(name):

@@ -3,14 +3,14 @@
 //   dit_native_test [--list] [--full | --bench] [--device cpu] [--threads n] [--isa name]
 //                   [--shard i/n] [--trace] [--samples n] [--json file] [filter ...]
 //
-// Runs the cases whose names contain one of the filters (all without a filter) and prints each
-// failed check with its file and line, last `N passed, N failed`. --full runs the slow cases too,
-// those of full-size networks; --bench runs the benchmarks instead. Cases of the CPU's own kernels
-// run once for each instruction set that this processor has; --isa names one, for those, for all
-// other cases and for benchmarks. --shard runs every n-th of the chosen cases, from the i-th (0
-// ..),
-// --trace names each before and times it after it has run. A benchmark takes so many samples, and
-// appends to the file a line of JSON for each time that it prints.
+// Runs the cases whose names contain one of the filters, or are one given as "=name" (all without a
+// filter), and prints each failed check with its file and line, last `N passed, N failed`. --full
+// runs the slow cases too, those of full-size networks; --bench runs the benchmarks instead. Cases
+// of the CPU's own kernels run once for each instruction set that this processor has; --isa names
+// one, for those, for all other cases and for benchmarks. --shard runs every n-th of the chosen
+// cases, from number i on, counted from 0. --trace names each case before it runs and times it
+// after. A benchmark takes so many samples, and appends a line of JSON to the file for each time
+// that it prints.
 #include <algorithm>
 #include <charconv>
 #include <chrono>
@@ -94,6 +94,7 @@ bool parse(int argc, char** argv, Arguments& arguments) {
 
 bool chosen(const std::string& name, const std::vector<std::string_view>& filters) {
   return filters.empty() || std::any_of(filters.begin(), filters.end(), [&](std::string_view f) {
+           if (f.starts_with('=')) return name == f.substr(1);
            return name.find(f) != std::string::npos;
          });
 }

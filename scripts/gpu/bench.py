@@ -1,0 +1,218 @@
+"""scripts/gpu-check bench: how fast is it, beside PyTorch on the same machine in the same run?
+
+Ceilings first (a large product, a large copy), then single operations, then whole models. Our side
+runs before and after PyTorch's, so that a drift of the machine shows. At most 8 minutes; each part
+has a limit of its own, and what is measured by then counts.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+
+import machine
+from machine import ARCH, Log, Payload, is_gpu, run
+from report import comparison
+
+SAMPLES, SAMPLES_AGAIN = 21, 7
+
+
+class Step:
+    """One side of one part: the cases of dit_native_test, or the peer's parts."""
+
+    def __init__(self, title, limit, cases=(), peer=(), again=False):
+        self.title, self.limit, self.cases, self.peer = title, limit, cases, peer
+        self.again = again
+
+
+def steps(args):
+    """In the order of what matters most, should the time run out."""
+    scale = args.scale
+    kinds = ["bf16", *(["tf32"] if args.tf32 else [])]
+
+    def cases(*names):
+        found = [f"=ops/{scale}/{name}/{kind}" for name in names for kind in kinds]
+        return found
+
+    def models(name):
+        return [f"=model/{scale}/{name}/{kind}" for kind in kinds]
+
+    operations = [
+        *cases("linear", "conv"),
+        *(f"=ops/{scale}/{name}/bf16" for name in ("attention", "linearBackward", "norms")),
+        f"=ops/{scale}/adamW/fp32",
+    ]
+    plan = {
+        "ceilings": [Step("ceilings", 60, peer=["ceilings"])],
+        "ops": [
+            Step("operations, ours", 100, cases=operations),
+            Step("operations, PyTorch", 180, peer=["ops"]),
+            Step("operations, ours again", 80, cases=operations, again=True),
+        ],
+        "models": [
+            Step("sampling, ours", 60, cases=models("sampling")),
+            Step("decode, ours", 40, cases=models("decode")),
+            Step("sampling, PyTorch", args.compile_limit, peer=["forward"]),
+            Step("decode, PyTorch", 120, peer=["decode"]),
+            Step("sampling, ours again", 40, cases=models("sampling"), again=True),
+        ],
+        "training": [
+            Step("training, ours", 120, cases=models("training")),
+            Step("training, PyTorch", args.compile_limit, peer=["training"]),
+        ],
+    }
+    wanted = args.parts.split(",")
+    return [step for name, part in plan.items() if name in wanted for step in part]
+
+
+class Bench:
+    def __init__(self, args, payload, log):
+        self.args, self.payload, self.log = args, payload, log
+        self.deadline = time.monotonic() + args.limit
+        self.ours, self.again, self.peer, self.timeline = [], [], [], []
+
+    def run(self, step):
+        left = min(step.limit, self.deadline - time.monotonic())
+        if left < 5:
+            self.timeline.append([step.title, "not run", "no time was left"])
+            return
+        records = os.path.join(machine.out_folder(), ".records")
+        if os.path.exists(records):
+            os.remove(records)
+        command, env = self.command(step, records)
+        ended = run(command, left, env)
+        self.log.add(step.title, ended.output)
+        found = read_records(records)
+        target = self.peer if step.peer else (self.again if step.again else self.ours)
+        target.extend(found)
+        state = "done" if ended.status == 0 else ended.how
+        self.timeline.append([step.title, f"{ended.seconds:.0f} s", f"{state}, {len(found)} lines"])
+        print(f"---- {step.title}: {ended.seconds:.0f} s, {state}", flush=True)
+        print("\n".join(ended.output.strip().split("\n")[-60:]), flush=True)
+
+    def command(self, step, records):
+        args, device = self.args, self.args.device
+        samples = args.samples or (SAMPLES_AGAIN if step.again else SAMPLES)
+        if step.peer:
+            where = "cuda" if is_gpu(device) else "cpu"
+            command = [args.python, self.payload.peer, *step.peer, "--device", where]
+            command += ["--json", records, "--scale", args.scale, "--samples", str(samples)]
+            command += ["--dtypes", "bf16,tf32" if args.tf32 else "bf16"]
+            command += ["--eager"] if args.eager else []
+            command += ["--compiled-model"] if args.compiled_model else []
+            command += ["--only", args.only] if args.only else []
+            env = {
+                **os.environ,
+                "DIT_FIXTURES": self.payload.fixtures,
+                "PYTHONDONTWRITEBYTECODE": "1",
+                "PYTHONUNBUFFERED": "1",
+            }
+            return command, env
+        command = [self.payload.test, "--bench", "--device", device, "--json", records]
+        command += ["--samples", str(samples), *step.cases]
+        chosen = {ARCH: args.arch} if args.arch else {}
+        return command, self.payload.environment(**chosen)
+
+    def profile(self):
+        """What ncu says of some launches of each case. It slows programs down a lot."""
+        text = []
+        for case in ("linear", "attention", "linearBackward", "norms"):
+            name = f"ops/{self.args.scale}/{case}/bf16"
+            sections = ["SpeedOfLight", "MemoryWorkloadAnalysis", "WarpStateStats", "Occupancy"]
+            command = ["ncu", "--clock-control", "none", "--launch-skip", "40"]
+            command += ["--launch-count", "12"]
+            for section in [*sections, "LaunchStats", "ComputeWorkloadAnalysis"]:
+                command += ["--section", section]
+            command += [self.payload.test, "--bench", "--device", self.args.device]
+            command += ["--samples", "1", f"={name}"]
+            if machine.shutil.which("ncu") is None:
+                self.timeline.append([f"ncu {name}", "not run", "there is no ncu"])
+                continue
+            ended = run(command, 60, self.payload.environment())
+            text.append(f"==== {name}: {ended.how}\n{ended.output}")
+            self.timeline.append([f"ncu {name}", f"{ended.seconds:.0f} s", ended.how])
+        if text:
+            with open(os.path.join(machine.out_folder(), "ncu.txt"), "w", encoding="utf-8") as file:
+                file.write("\n".join(text))
+
+
+def read_records(path):
+    if not os.path.exists(path):
+        return []
+    with open(path, encoding="utf-8") as file:
+        lines = file.read().split("\n")
+    os.remove(path)
+    records = []
+    for line in lines:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            continue  # the last line of a program that was stopped
+    return records
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--device", default="cuda:0", help="cuda:0, cuda:emulated or cpu")
+    parser.add_argument("--parts", default="ceilings,ops,models", help="and training")
+    parser.add_argument("--scale", default="xl", choices=("xl", "tiny"), help="tiny: to try it")
+    parser.add_argument("--training", action="store_true", help="the part training, too")
+    parser.add_argument("--tf32", action="store_true", help="beside bf16")
+    parser.add_argument("--compiled-model", action="store_true", help="the whole model, too")
+    parser.add_argument("--eager", action="store_true", help="without torch.compile")
+    parser.add_argument("--ncu", action="store_true", help="profiles, in ncu.txt")
+    parser.add_argument("--arch", help="sm_90a or sm_80: this family of kernels")
+    parser.add_argument("--only", default="", help="of the peer: labels with these parts, a,b")
+    parser.add_argument("--samples", type=int, help=f"default {SAMPLES}")
+    parser.add_argument("--limit", type=float, default=470, help="seconds for all parts")
+    parser.add_argument("--compile-limit", type=float, default=240, help="of a compiled model")
+    parser.add_argument("--python", default=sys.executable, help="one that has PyTorch")
+    args = parser.parse_args()
+    if args.training:
+        args.parts += ",training"
+    return args
+
+
+def main():
+    args = parse()
+    payload, log = Payload(), Log("bench")
+    facts = machine.machine_facts(args.device)
+    log.add("machine", json.dumps({**facts, **payload.facts}, indent=1))
+    bench = Bench(args, payload, log)
+    clocks = []
+    for step in steps(args):
+        bench.run(step)
+        now = machine.quiet(
+            "nvidia-smi",
+            "--query-gpu=clocks.sm,power.draw,temperature.gpu,clocks_event_reasons.active",
+            "--format=csv,noheader",
+        )
+        if now:
+            clocks.append(f"after {step.title}: {now}")
+    if args.ncu:
+        bench.profile()
+    text = "\n\n".join(
+        [
+            machine.head(payload, args.device, facts),
+            comparison(bench.ours, bench.again, bench.peer),
+            machine.table(["part", "time", "how it went"], bench.timeline),
+            *(["\n".join(f"- {line}" for line in clocks)] if clocks else []),
+        ]
+    )
+    results = {
+        "facts": facts,
+        "payload": payload.facts,
+        "ours": bench.ours,
+        "again": bench.again,
+        "peer": bench.peer,
+        "timeline": bench.timeline,
+        "clocks": clocks,
+    }
+    machine.write_results("bench", text, results)
+    complete = all(how.startswith("done") for _, _, how in bench.timeline[: len(steps(args))])
+    return 0 if bench.ours and complete else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
