@@ -82,6 +82,10 @@ async function inAnyCompany(dit, precision) {
   for (let seed = 0; seed < kSeeds; seed++) {
     alone.push(await sample([seed % 5], wayOf(seed), [seed]))
   }
+  check(
+    `${precision}: every seed has latents of its own`,
+    new Set(alone.map(String)).size === kSeeds,
+  )
   const random = numbers(7)
   let different = 0
   for (let mix = 0; mix < kMixes; mix++) {

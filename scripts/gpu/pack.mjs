@@ -1,4 +1,4 @@
-// scripts/gpu-check pack [--self-contained] [--without-cuda] [--emulator]
+// scripts/gpu-check pack [--self-contained] [--without-cuda] [--emulator] [--quick]
 //
 // Builds, and puts into build/gpu-payload what a GPU machine without Node and network lacks, in two
 // archives that unpack over each other:
@@ -8,7 +8,8 @@
 //
 // The working tree is expected beside it there. --self-contained adds what is needed of the tree
 // (scripts, the PyTorch peer, fixtures): then an empty folder will do. --without-cuda goes without
-// libdit_cuda.so; --emulator adds libdit_cuda_emulated.so, to try the scripts without a GPU.
+// libdit_cuda.so; --emulator adds libdit_cuda_emulated.so, to try the scripts without a GPU; --quick
+// compresses little, for the same.
 import { execFileSync, spawnSync } from 'node:child_process'
 import {
   copyFileSync,
@@ -30,6 +31,16 @@ const target = path.join(root, 'build/gpu-payload')
 const kMebibyte = 2 ** 20
 const kPayloadLimit = 60 * kMebibyte
 const kCallLimit = 64 * kMebibyte // payload and working tree, that travel together
+
+const { values: flags } = parseArgs({
+  options: {
+    'self-contained': { type: 'boolean', default: false },
+    'without-cuda': { type: 'boolean', default: false },
+    emulator: { type: 'boolean', default: false },
+    quick: { type: 'boolean', default: false },
+  },
+})
+const xzOptions = ['--x86', `--lzma2=preset=${flags.quick ? '1' : '9e'}`]
 
 // Of libraries that a program is linked to, those that no C++ compiler brings.
 const carriedLibraries = /^lib(dnnl|gomp|OpenCL)\.so/
@@ -97,8 +108,6 @@ function packagesOf(json, from, found = new Set()) {
 }
 
 // ---- archives ----
-
-const xzOptions = ['--x86', '--lzma2=preset=9e,dict=64MiB']
 
 /** A folder under construction, made an archive. */
 class Archive {
@@ -204,13 +213,6 @@ function treeBytes() {
 
 // ---- main ----
 
-const { values: flags } = parseArgs({
-  options: {
-    'self-contained': { type: 'boolean', default: false },
-    'without-cuda': { type: 'boolean', default: false },
-    emulator: { type: 'boolean', default: false },
-  },
-})
 const cuda = !flags['without-cuda']
 if (process.arch !== 'x64') fail(`GPU machines are x86-64, this one is ${process.arch}`)
 run(process.execPath, 'scripts/build-native.mjs')
