@@ -13,7 +13,7 @@ import time
 
 import machine
 from machine import ARCH, Log, Payload, is_gpu, run
-from report import comparison
+from report import comparison, details
 
 SAMPLES, SAMPLES_AGAIN = 21, 7
 
@@ -89,7 +89,7 @@ class Bench:
         state = "done" if ended.status == 0 else ended.how
         self.timeline.append([step.title, f"{ended.seconds:.0f} s", f"{state}, {len(found)} lines"])
         print(f"---- {step.title}: {ended.seconds:.0f} s, {state}", flush=True)
-        print("\n".join(ended.output.strip().split("\n")[-60:]), flush=True)
+        print("\n".join(ended.output.strip().split("\n")[-40:]), flush=True)
 
     def command(self, step, records):
         args, device = self.args, self.args.device
@@ -195,9 +195,9 @@ def main():
     text = "\n\n".join(
         [
             machine.head(payload, args.device, facts),
-            comparison(bench.ours, bench.again, bench.peer),
             machine.table(["part", "time", "how it went"], bench.timeline),
             *(["\n".join(f"- {line}" for line in clocks)] if clocks else []),
+            comparison(bench.ours, bench.again, bench.peer),
         ]
     )
     results = {
@@ -209,7 +209,7 @@ def main():
         "timeline": bench.timeline,
         "clocks": clocks,
     }
-    machine.write_results("bench", text, results)
+    machine.write_results("bench", text, results, details(bench.peer))
     complete = all(how.startswith("done") for _, _, how in bench.timeline[: len(steps(args))])
     return 0 if bench.ours and complete else 1
 

@@ -6,6 +6,7 @@ A GPU machine returns few files: each command leaves a table (.md), results (.js
 
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -73,43 +74,57 @@ class Payload:
 
 
 class Ended:
-    def __init__(self, status, output, seconds, timed_out):
-        self.status, self.output, self.seconds = status, output, seconds
-        self.timed_out = timed_out
+    def __init__(self, status, output, seconds, stopped):
+        self.status, self.output, self.seconds, self.stopped = status, output, seconds, stopped
 
     @property
     def how(self):
-        if self.timed_out:
-            return f"stopped at its limit of {self.seconds:.0f} s"
+        if self.stopped:
+            return f"stopped after {self.seconds:.0f} s ({self.stopped})"
         if self.status < 0:
             return f"killed by {signal.Signals(-self.status).name}"
         return f"ended with status {self.status}"
 
 
-def run(command, limit, env=None, cwd=None):
-    """The command in a process group of its own, of which nothing is left afterwards."""
-    begin = time.monotonic()
+def run(command, limit, env=None, silence=None):
+    """The command in a process group of its own, of which nothing is left afterwards. It is stopped
+    at its limit, and when it prints nothing for `silence` seconds."""
+    begin = heard = time.monotonic()
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env=env,
-        cwd=cwd,
         start_new_session=True,
-        text=True,
-        errors="replace",
     )
-    timed_out = False
+    output, stopped = bytearray(), ""
+    pipe = process.stdout.fileno()
     try:
-        output, _ = process.communicate(timeout=max(limit, 1))
-    except subprocess.TimeoutExpired:
-        timed_out = True
-        kill_group(process)
-        output, _ = process.communicate()
+        while True:
+            now = time.monotonic()
+            waits = [limit - (now - begin), (silence or limit) - (now - heard)]
+            if min(waits) <= 0:
+                stopped = "its limit" if waits[0] <= 0 else "it hung"
+                break
+            if not select.select([pipe], [], [], min(waits))[0]:
+                continue
+            piece = os.read(pipe, 1 << 16)
+            if not piece:
+                break
+            output += piece
+            heard = time.monotonic()
+        if not stopped:
+            try:
+                process.wait(max(1, limit - (time.monotonic() - begin)))
+            except subprocess.TimeoutExpired:
+                stopped = "its limit"
     finally:
         kill_group(process)
-    return Ended(process.returncode, output or "", time.monotonic() - begin, timed_out)
+        process.wait()
+        process.stdout.close()
+    text = output.decode(errors="replace")
+    return Ended(process.returncode, text, time.monotonic() - begin, stopped)
 
 
 def kill_group(process):
@@ -178,10 +193,11 @@ def head(payload, device, facts):
     return f"{day}, commit {payload.facts['commit']}, device {device}, {where}, `{command}`."
 
 
-def write_results(name, text, results):
+def write_results(name, text, results, more=""):
+    """`more` goes into the file alone: of what is printed, only the end comes back."""
     folder = out_folder()
     with open(os.path.join(folder, f"{name}.md"), "w", encoding="utf-8") as file:
-        file.write(text + "\n")
+        file.write("\n\n".join(part for part in (text, more) if part) + "\n")
     with open(os.path.join(folder, f"{name}.json"), "w", encoding="utf-8") as file:
         json.dump(results, file, indent=1)
     print(f"\n{text}\n\nwritten: {folder}/{name}.md, .json, .log", flush=True)

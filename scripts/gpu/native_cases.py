@@ -11,6 +11,14 @@ from machine import ARCH, run
 MOST_RESTARTS = 25  # of one process's list
 MOST_ALONE = 48  # failed cases that are tried again
 ALONE_LIMIT = 40  # seconds
+HUNG = {"cuda:emulated": 300}  # seconds of one case: no longer working, but hanging
+HUNG_ELSEWHERE = 30
+
+
+def last_line(output):
+    """What a program said before it ended in another way than by itself."""
+    lines = [line for line in output.strip().split("\n") if not line.startswith("run  ")]
+    return lines[-1][:300] if lines else ""
 
 
 class Cases:
@@ -19,6 +27,7 @@ class Cases:
     def __init__(self, payload, device, family=None, full=False):
         self.payload, self.device, self.family, self.full = payload, device, family, full
         self.passed, self.failures, self.not_run = set(), {}, []
+        self.hung = set()
         self.log, self.times = [], {}
         self.names = []
 
@@ -42,7 +51,7 @@ class Cases:
         shares = [self.names[i::processes] for i in range(processes)]
         with ThreadPoolExecutor(processes) as pool:
             list(pool.map(lambda share: self._run_list(share, deadline), shares))
-            suspects = list(self.failures)[:MOST_ALONE]
+            suspects = [name for name in self.failures if name not in self.hung][:MOST_ALONE]
             list(pool.map(lambda name: self._try_alone(name, deadline), suspects))
         return self
 
@@ -54,12 +63,15 @@ class Cases:
             if left < 1:
                 break
             exact = [f"={name}" for name in names]
-            ended = run(self.command("--trace", *exact), left, self.env)
+            silence = HUNG.get(self.device, HUNG_ELSEWHERE)
+            ended = run(self.command("--trace", *exact), left, self.env, silence)
             self.log.append(ended.output)
             done, running = self._read(ended.output)
             names = [name for name in names if name not in done and name != running]
             if running is not None:
-                self.failures[running] = ended.how
+                if ended.stopped:
+                    self.hung.add(running)
+                self.failures[running] = f"{ended.how}: {last_line(ended.output)}"
             elif not done:
                 break  # it does not get as far as the first case
         self.not_run += names
@@ -96,7 +108,7 @@ class Cases:
             alone = " / ".join(line.split(f": {name}: ", 1)[1] for line in lines)
             self.failures[name] = f"alone, too: {alone[:600]}"
         else:
-            self.failures[name] = f"alone, too: {ended.how}"
+            self.failures[name] = f"alone, too: {ended.how}: {last_line(ended.output)}"
 
     @property
     def label(self):

@@ -87,7 +87,15 @@ def comparison(ours, again, peer):
     weighted = linears(ours, theirs)
     if weighted:
         parts.append(weighted)
-    others = [
+    alone = sorted(set(theirs) - set(labels) - {l for l in theirs if l.startswith("ceiling.")})
+    if alone:
+        parts.append(f"Not measured on our side: {', '.join(alone)}.")
+    return "\n\n".join(parts) or "Nothing was measured."
+
+
+def details(peer):
+    """All of PyTorch's ways, those that could not run with the reason."""
+    rows = [
         [
             r["label"],
             r["variant"],
@@ -97,13 +105,7 @@ def comparison(ours, again, peer):
         ]
         for r in peer
     ]
-    if others:
-        columns = ["PyTorch", "how", "median", "rate or reason", "peak memory"]
-        parts.append("All of PyTorch's ways.\n\n" + table(columns, others))
-    alone = sorted(set(theirs) - set(labels) - {l for l in theirs if l.startswith("ceiling.")})
-    if alone:
-        parts.append(f"Not measured on our side: {', '.join(alone)}.")
-    return "\n\n".join(parts) or "Nothing was measured."
+    return table(["PyTorch", "how", "median", "rate or reason", "peak memory"], rows)
 
 
 def linears(ours, theirs):
