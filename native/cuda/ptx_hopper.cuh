@@ -73,12 +73,12 @@ __device__ __forceinline__ void loadBox2(void* shared, const CUtensorMap* map, u
       "l"(map), "r"(x), "r"(y), "r"(sharedAddress(barrier))
       : "memory");
 }
-__device__ __forceinline__ void loadBox3(void* shared, const CUtensorMap* map, uint64_t* barrier,
-                                         int x, int y, int z) {
+__device__ __forceinline__ void loadBox4(void* shared, const CUtensorMap* map, uint64_t* barrier,
+                                         int x, int y, int z, int w) {
   asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
-      "[%0], [%1, {%2, %3, %4}], [%5];" ::"r"(sharedAddress(shared)),
-      "l"(map), "r"(x), "r"(y), "r"(z), "r"(sharedAddress(barrier))
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%2, %3, %4, %5}], [%6];" ::"r"(sharedAddress(shared)),
+      "l"(map), "r"(x), "r"(y), "r"(z), "r"(w), "r"(sharedAddress(barrier))
       : "memory");
 }
 

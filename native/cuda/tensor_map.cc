@@ -1,5 +1,7 @@
 #include "cuda/tensor_map.h"
 
+#include <array>
+
 #include "cuda/runtime.h"
 
 namespace dit::cuda {
@@ -23,24 +25,45 @@ Encode encoder() {
   return reinterpret_cast<Encode>(function);
 }
 
+// Sizes, strides and the box in numbers, innermost first.
+template <int kRank>
+CUtensorMap encodeMap(const void* data, const std::array<int64_t, kRank>& size,
+                      const std::array<int64_t, kRank - 1>& stride,
+                      const std::array<int, kRank>& box) {
+  static const Encode encode = encoder();  // the same for every device and thread
+  cuuint64_t sizes[kRank], strides[kRank - 1];
+  cuuint32_t boxes[kRank], ones[kRank];
+  for (int i = 0; i < kRank; i++) {
+    sizes[i] = static_cast<cuuint64_t>(size[i]);
+    boxes[i] = static_cast<cuuint32_t>(box[i]);
+    ones[i] = 1;
+    if (i > 0) strides[i - 1] = static_cast<cuuint64_t>(stride[i - 1]) * 2;
+  }
+  const CUtensorMapSwizzle swizzle =
+      box[0] == kBoxColumns ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_32B;
+  CUtensorMap map;
+  const CUresult status =
+      encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, kRank, const_cast<void*>(data), sizes, strides,
+             boxes, ones, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
+             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  DIT_CHECK(status == CUDA_SUCCESS, ErrorCode::Internal,
+            "CUDA: cuTensorMapEncodeTiled refused a tensor of ", size[0], " x ", size[1],
+            ": error ", static_cast<int>(status));
+  return map;
+}
+
 }  // namespace
 
 CUtensorMap matrixMap(const void* data, int64_t rows, int64_t columns, int64_t stride,
                       int boxRows) {
-  static const Encode encode = encoder();  // the same for every device and thread
-  const cuuint64_t size[] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
-  const cuuint64_t strides[] = {static_cast<cuuint64_t>(stride) * 2};
-  const cuuint32_t box[] = {kBoxColumns, static_cast<cuuint32_t>(boxRows)};
-  const cuuint32_t one[] = {1, 1};
-  CUtensorMap map;
-  const CUresult status =
-      encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<void*>(data), size, strides, box,
-             one, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  DIT_CHECK(status == CUDA_SUCCESS, ErrorCode::Internal, "CUDA: cuTensorMapEncodeTiled refused ",
-            rows, " x ", columns, " with rows ", stride, " apart: error ",
-            static_cast<int>(status));
-  return map;
+  return encodeMap<2>(data, {columns, rows}, {stride}, {kBoxColumns, boxRows});
+}
+
+CUtensorMap headsMap(const void* data, int64_t rows, int64_t tokens, int64_t heads, int64_t d,
+                     int boxTokens, int columns) {
+  const int64_t token = 3 * heads * d;
+  return encodeMap<4>(data, {d, 3 * heads, tokens, rows}, {d, token, tokens * token},
+                      {columns, 1, boxTokens, 1});
 }
 
 }  // namespace dit::cuda

@@ -29,7 +29,7 @@ enum CUtensorMapL2promotion {
 enum CUtensorMapFloatOOBfill { CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE = 0 };
 
 struct alignas(64) CUtensorMap {
-  static constexpr int kRank = 3;
+  static constexpr int kRank = 4;
   const char* base;
   uint32_t rank, elementBytes, swizzleBytes;  // swizzleBytes 0: none
   uint64_t size[kRank];                       // innermost first

@@ -194,40 +194,43 @@ void mbarrierWait(uint64_t* barrier, int parity) {
   }
 }
 
-void loadBox(void* shared, const CUtensorMap* map, uint64_t* barrier, int rank, int x, int y,
-             int z) {
+void loadBox(void* shared, const CUtensorMap* map, uint64_t* barrier, int rank, int x, int y, int z,
+             int w) {
   const CUtensorMap tensor = *map;
   if (static_cast<int>(tensor.rank) != rank) simt::fault("TMA: a map of another rank");
   const uint32_t rowBytes = tensor.box[0] * tensor.elementBytes;
-  const size_t bytes = size_t{rowBytes} * tensor.box[1] * (rank > 2 ? tensor.box[2] : 1);
+  size_t numbers = 1;
+  for (int d = 0; d < rank; d++) numbers *= tensor.box[d];
+  const size_t bytes = numbers * tensor.elementBytes;
   simt::checkShared(shared, bytes, "TMA writes");
   const uint32_t address = sharedAddress(shared);
   if (address % (tensor.swizzleBytes ? 8 * tensor.swizzleBytes : 128) != 0) {
     simt::fault("TMA: shared memory is not aligned for the swizzle");
   }
+  // A swizzle permutes whole rows.
+  if (tensor.swizzleBytes != 0 && rowBytes != tensor.swizzleBytes) {
+    simt::fault("TMA: the emulator knows boxes as wide as their swizzle");
+  }
   Mbarrier* const b = &mbarrier(barrier);
-  const int64_t begin[3] = {x, y, z};
+  const int64_t begin[] = {x, y, z, w};
   simt::deliverLater([=] {
-    const uint32_t planes = rank > 2 ? tensor.box[2] : 1;
-    for (uint32_t k = 0; k < planes; k++) {
-      for (uint32_t j = 0; j < tensor.box[1]; j++) {
-        for (uint32_t i = 0; i < tensor.box[0]; i++) {
-          const int64_t at[3] = {begin[0] + i, begin[1] + j, begin[2] + k};
-          bool inside = true;
-          const char* from = tensor.base;
-          for (int d = 0; d < rank; d++) {
-            inside = inside && at[d] >= 0 && at[d] < static_cast<int64_t>(tensor.size[d]);
-            from += at[d] * static_cast<int64_t>(tensor.stride[d]);
-          }
-          const uint32_t offset = (k * tensor.box[1] + j) * rowBytes + i * tensor.elementBytes;
-          char* const to = sharedAt(swizzled(address + offset, tensor.swizzleBytes));
-          if (inside) {
-            simt::checkGlobal(from, tensor.elementBytes, "TMA reads");
-            std::memcpy(to, from, tensor.elementBytes);
-          } else {
-            std::memset(to, 0, tensor.elementBytes);
-          }
-        }
+    for (size_t i = 0; i < numbers; i++) {
+      bool inside = true;
+      const char* from = tensor.base;
+      size_t rest = i;
+      for (int d = 0; d < rank; d++) {
+        const int64_t at = begin[d] + static_cast<int64_t>(rest % tensor.box[d]);
+        rest /= tensor.box[d];
+        inside = inside && at >= 0 && at < static_cast<int64_t>(tensor.size[d]);
+        from += at * static_cast<int64_t>(tensor.stride[d]);
+      }
+      const auto offset = static_cast<uint32_t>(i * tensor.elementBytes);
+      char* const to = sharedAt(swizzled(address + offset, tensor.swizzleBytes));
+      if (inside) {
+        simt::checkGlobal(from, tensor.elementBytes, "TMA reads");
+        std::memcpy(to, from, tensor.elementBytes);
+      } else {
+        std::memset(to, 0, tensor.elementBytes);
       }
     }
     b->bytes -= static_cast<int64_t>(bytes);

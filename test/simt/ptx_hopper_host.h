@@ -22,13 +22,14 @@ void mbarrierWait(uint64_t* barrier, int parity);
 inline void asyncProxyFence() {}
 inline void prefetchTensorMap(const CUtensorMap*) {}
 
-void loadBox(void* shared, const CUtensorMap* map, uint64_t* barrier, int rank, int x, int y,
-             int z);
+void loadBox(void* shared, const CUtensorMap* map, uint64_t* barrier, int rank, int x, int y, int z,
+             int w);
 inline void loadBox2(void* shared, const CUtensorMap* map, uint64_t* barrier, int x, int y) {
-  loadBox(shared, map, barrier, 2, x, y, 0);
+  loadBox(shared, map, barrier, 2, x, y, 0, 0);
 }
-inline void loadBox3(void* shared, const CUtensorMap* map, uint64_t* barrier, int x, int y, int z) {
-  loadBox(shared, map, barrier, 3, x, y, z);
+inline void loadBox4(void* shared, const CUtensorMap* map, uint64_t* barrier, int x, int y, int z,
+                     int w) {
+  loadBox(shared, map, barrier, 4, x, y, z, w);
 }
 
 enum class Swizzle : int { Bytes128 = 1, Bytes64 = 2, Bytes32 = 3 };

@@ -1,0 +1,381 @@
+// Attention in bf16 on Hopper for head dimensions of 64 and 72 (attention.cu has the mathematics
+// and all other cases): products of warpgroups on what TMA brings.
+//
+// A piece of work is 128 queries of one head, 64 to each of two warpgroups; a third one copies. The
+// blocks stay for all their pieces, so that the queries, keys and values of the next are on their
+// way while the last are worked on: at T = 256 a piece has but two tiles of 128 keys. While one
+// warpgroup is at its exponentials, the other's products use the tensor cores.
+//
+// 72 is no multiple of the 64 numbers (128 bytes) of the widest swizzle. A row lies in two panels,
+// one of 64 numbers and one of 16, of which 8 exist and 8 are read as 0: q k^T takes them in a
+// fifth step of 16, p v in a product 8 wide beside that of 64. So nothing is padded in memory, and
+// of the operations 5 % are for zeros.
+//
+//   shared memory, d = 72   20 KB a tile: 2 of queries, 3 of keys, 3 of values
+//   registers a thread      64 scores, 32 pairs of weights, 36 sums
+//
+// A query's bits follow from its own row and head: keys come in tiles of 128, from the first.
+#include <cmath>
+
+#include "cuda/attention_sm90.h"
+#include "cuda/kernels.h"
+#include "cuda/numbers.cuh"
+#include "cuda/ptx_hopper.cuh"
+#include "cuda/tensor_map.h"
+
+namespace dit::cuda::hopper {
+
+namespace {
+
+constexpr int kWarpgroup = 128;
+constexpr int kConsumers = 2;
+constexpr int kThreads = (1 + kConsumers) * kWarpgroup;
+constexpr int kTile = 128;                // queries of a piece, keys of a tile
+constexpr int kOwn = kTile / kConsumers;  // queries of a warpgroup
+constexpr int kQuerySlots = 2, kKeySlots = 3;
+constexpr int kStep = 16;       // of the products' dimension, of one instruction
+constexpr int kPanel = 64;      // numbers of a row in the first panel
+constexpr int kRestPanel = 16;  // and in the second
+
+template <int kD>
+struct TileMemory {
+  static constexpr bool kHasRest = kD > kPanel;
+  alignas(1024) char panel[kTile * kPanel * 2];
+  alignas(1024) char rest[kHasRest ? kTile * kRestPanel * 2 : 1024];
+
+  static constexpr int kBytes = kTile * (kPanel + (kHasRest ? kRestPanel : 0)) * 2;
+};
+
+template <int kD>
+struct Shared {
+  TileMemory<kD> queries[kQuerySlots], keys[kKeySlots], values[kKeySlots];
+  uint64_t queriesFull[kQuerySlots], queriesEmpty[kQuerySlots];
+  uint64_t keysFull[kKeySlots], valuesFull[kKeySlots], empty[kKeySlots];
+};
+
+struct Parameters {
+  Bf16* y;
+  float* logSumExp;  // or null
+  int rows, heads, tokens;
+  int tiles;    // of a head's tokens
+  float scale;  // log2(e) / sqrt(d)
+};
+
+struct Piece {
+  int row, head, query;
+};
+
+// Pieces of one head are neighbours, which read the same keys.
+__device__ __forceinline__ Piece pieceAt(const Parameters& p, int64_t i) {
+  const int tile = static_cast<int>(i % p.tiles);
+  const int64_t head = i / p.tiles;
+  return {static_cast<int>(head / p.heads), static_cast<int>(head % p.heads), tile * kTile};
+}
+
+// A place in a ring and how often it was gone round.
+template <int kSlots>
+struct Ring {
+  int slot = 0, phase = 0;
+  __device__ __forceinline__ void advance() {
+    if (++slot == kSlots) {
+      slot = 0;
+      phase ^= 1;
+    }
+  }
+};
+
+template <int kD>
+__device__ __forceinline__ void loadTile(TileMemory<kD>& to, const CUtensorMap* panel,
+                                         const CUtensorMap* rest, uint64_t* barrier, int head,
+                                         int token, int row) {
+  mbarrierArriveExpect(barrier, TileMemory<kD>::kBytes);
+  loadBox4(to.panel, panel, barrier, 0, head, token, row);
+  if constexpr (TileMemory<kD>::kHasRest) {
+    loadBox4(to.rest, rest, barrier, kPanel, head, token, row);
+  }
+}
+
+template <int kD>
+__device__ void produce(const CUtensorMap* panel, const CUtensorMap* rest, const Parameters& p,
+                        Shared<kD>& shared) {
+  Ring<kQuerySlots> queries;
+  Ring<kKeySlots> keys;
+  const int64_t pieces = static_cast<int64_t>(p.rows) * p.heads * p.tiles;
+  for (int64_t i = blockIdx.x; i < pieces; i += gridDim.x) {
+    const Piece piece = pieceAt(p, i);
+    mbarrierWait(&shared.queriesEmpty[queries.slot], queries.phase ^ 1);
+    loadTile<kD>(shared.queries[queries.slot], panel, rest, &shared.queriesFull[queries.slot],
+                 piece.head, piece.query, piece.row);
+    queries.advance();
+    for (int tile = 0; tile < p.tiles; tile++) {
+      const int slot = keys.slot, token = tile * kTile;
+      mbarrierWait(&shared.empty[slot], keys.phase ^ 1);
+      loadTile<kD>(shared.keys[slot], panel, rest, &shared.keysFull[slot], p.heads + piece.head,
+                   token, piece.row);
+      loadTile<kD>(shared.values[slot], panel, rest, &shared.valuesFull[slot],
+                   2 * p.heads + piece.head, token, piece.row);
+      keys.advance();
+    }
+  }
+}
+
+// scores [64, 128] = q k^T. Rows are contiguous along the products' dimension: an atom of 8 rows
+// has 1024 bytes in the first panel, 256 in the second.
+template <int kD>
+__device__ __forceinline__ void startScores(float (&scores)[kTile / 2], const TileMemory<kD>& q,
+                                            int consumer, const TileMemory<kD>& k) {
+  wgmmaFence();
+#pragma unroll
+  for (int step = 0; step < kPanel / kStep; step++) {
+    const char* const rows = q.panel + consumer * kOwn * kPanel * 2;
+    wgmmaAsync<0, 0>(scores, matrixDescriptor(rows + step * kStep * 2, 0, 1024, Swizzle::Bytes128),
+                     matrixDescriptor(k.panel + step * kStep * 2, 0, 1024, Swizzle::Bytes128),
+                     step > 0);
+  }
+  if constexpr (TileMemory<kD>::kHasRest) {
+    const char* const rows = q.rest + consumer * kOwn * kRestPanel * 2;
+    wgmmaAsync<0, 0>(scores, matrixDescriptor(rows, 0, 256, Swizzle::Bytes32),
+                     matrixDescriptor(k.rest, 0, 256, Swizzle::Bytes32), true);
+  }
+  wgmmaCommit();
+}
+
+// The sums of a warpgroup's queries, as wgmma has them.
+template <int kD>
+struct Sums {
+  static constexpr bool kHasRest = TileMemory<kD>::kHasRest;
+  float panel[kPanel / 2];
+  float rest[4];
+
+  __device__ __forceinline__ void scale(float upper, float lower) {
+#pragma unroll
+    for (int i = 0; i < kPanel / 2; i++) panel[i] *= i / 2 % 2 == 0 ? upper : lower;
+    if constexpr (kHasRest) {
+#pragma unroll
+      for (int i = 0; i < 4; i++) rest[i] *= i / 2 == 0 ? upper : lower;
+    }
+  }
+
+  // += weights [64, 128] times values [128, d], whose rows are contiguous across the products'
+  // dimension: 16 of it are 16 rows.
+  __device__ __forceinline__ void startProduct(const uint32_t (&weights)[kTile / kStep][4],
+                                               const TileMemory<kD>& v, bool accumulate) {
+    wgmmaFence();
+#pragma unroll
+    for (int step = 0; step < kTile / kStep; step++) {
+      wgmmaAsync<1>(
+          panel, weights[step],
+          matrixDescriptor(v.panel + step * kStep * kPanel * 2, 0, 1024, Swizzle::Bytes128),
+          accumulate || step > 0);
+      if constexpr (kHasRest) {
+        wgmmaAsync<1>(
+            rest, weights[step],
+            matrixDescriptor(v.rest + step * kStep * kRestPanel * 2, 0, 256, Swizzle::Bytes32),
+            accumulate || step > 0);
+      }
+    }
+    wgmmaCommit();
+  }
+};
+
+// The larger (the sum) over the four lanes that share a row.
+__device__ __forceinline__ float rowMaximum(float x) {
+  x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
+  return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
+}
+__device__ __forceinline__ float rowSum(float x) {
+  x += __shfl_xor_sync(0xffffffffu, x, 1);
+  return x + __shfl_xor_sync(0xffffffffu, x, 2);
+}
+
+// Of one of a thread's two rows: the online softmax.
+struct RowState {
+  float most = -INFINITY;  // score so far
+  float sum = 0;           // of the weights so far, this thread's
+
+  // Takes in the largest score of a tile; returns what all before is to be multiplied with.
+  __device__ __forceinline__ float raise(float tileMost, float scale) {
+    const float before = most;
+    most = fmaxf(most, rowMaximum(tileMost));
+    const float factor = exp2Approx((before - most) * scale);  // 0 at first
+    sum *= factor;
+    return factor;
+  }
+};
+
+// Scores of keys beyond the last weigh nothing.
+__device__ __forceinline__ void mask(float (&scores)[kTile / 2], int keysLeft) {
+  const int q = static_cast<int>(threadIdx.x) % 4;
+#pragma unroll
+  for (int i = 0; i < kTile / 2; i++) {
+    if (i / 4 * 8 + 2 * q + i % 2 >= keysLeft) scores[i] = -INFINITY;
+  }
+}
+
+// Scores become weights, 2^((s - most) scale), as operands of the next product: the two rows of a
+// result are those of an operand.
+__device__ __forceinline__ void weigh(const float (&scores)[kTile / 2], float scale,
+                                      RowState& upper, RowState& lower,
+                                      uint32_t (&weights)[kTile / kStep][4]) {
+  const float offsetUpper = upper.most * scale, offsetLower = lower.most * scale;
+#pragma unroll
+  for (int step = 0; step < kTile / kStep; step++) {
+#pragma unroll
+    for (int part = 0; part < 4; part++) {
+      RowState& row = part % 2 == 0 ? upper : lower;
+      const float offset = part % 2 == 0 ? offsetUpper : offsetLower;
+      const int at = 4 * (2 * step + part / 2) + part % 2 * 2;
+      const float a = exp2Approx(fmaf(scores[at], scale, -offset));
+      const float b = exp2Approx(fmaf(scores[at + 1], scale, -offset));
+      row.sum += a + b;
+      weights[step][part] = packBf16(a, b);
+    }
+  }
+}
+
+// Two neighbours of a row.
+__device__ __forceinline__ void storePair(Bf16* to, float a, float b) {
+  *reinterpret_cast<uint32_t*>(to) = packBf16(a, b);
+}
+
+template <int kD>
+__device__ __forceinline__ void finishRow(const Parameters& p, const Piece& piece, int query,
+                                          const Sums<kD>& sums, int half, const RowState& row) {
+  const float all = rowSum(row.sum);
+  if (query >= p.tokens) return;
+  const int q = static_cast<int>(threadIdx.x) % 4;
+  const float inverse = 1.0f / all;
+  const int64_t token = static_cast<int64_t>(piece.row) * p.tokens + query;
+  Bf16* const y = p.y + (token * p.heads + piece.head) * kD + 2 * q;
+#pragma unroll
+  for (int j = 0; j < kPanel / 8; j++) {
+    storePair(y + 8 * j, sums.panel[4 * j + 2 * half] * inverse,
+              sums.panel[4 * j + 2 * half + 1] * inverse);
+  }
+  if constexpr (Sums<kD>::kHasRest) {
+    storePair(y + kPanel, sums.rest[2 * half] * inverse, sums.rest[2 * half + 1] * inverse);
+  }
+  if (p.logSumExp && q == 0) {
+    constexpr float kLn2 = 0.693147180559945f;
+    p.logSumExp[(static_cast<int64_t>(piece.row) * p.heads + piece.head) * p.tokens + query] =
+        row.most * p.scale * kLn2 + logf(all);
+  }
+}
+
+template <int kD>
+__device__ void consume(const Parameters& p, Shared<kD>& shared, int consumer) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int warp = static_cast<int>(threadIdx.x) % kWarpgroup / 32;
+  const auto release = [&](uint64_t* barrier) {
+    if (lane == 0) mbarrierArrive(barrier);
+  };
+  Ring<kQuerySlots> queries;
+  Ring<kKeySlots> keys;
+  const int64_t pieces = static_cast<int64_t>(p.rows) * p.heads * p.tiles;
+  for (int64_t i = blockIdx.x; i < pieces; i += gridDim.x) {
+    const Piece piece = pieceAt(p, i);
+    mbarrierWait(&shared.queriesFull[queries.slot], queries.phase);
+    Sums<kD> sums;
+    RowState upper, lower;
+    for (int tile = 0; tile < p.tiles; tile++) {
+      float scores[kTile / 2];
+      mbarrierWait(&shared.keysFull[keys.slot], keys.phase);
+      startScores<kD>(scores, shared.queries[queries.slot], consumer, shared.keys[keys.slot]);
+      wgmmaWait<0>();
+      wgmmaTouch(scores);
+      if (tile == p.tiles - 1) {
+        release(&shared.queriesEmpty[queries.slot]);
+        mask(scores, p.tokens - tile * kTile);
+      }
+      float mostUpper = -INFINITY, mostLower = -INFINITY;
+#pragma unroll
+      for (int j = 0; j < kTile / 2; j++) {
+        float& most = j / 2 % 2 == 0 ? mostUpper : mostLower;
+        most = fmaxf(most, scores[j]);
+      }
+      const float factorUpper = upper.raise(mostUpper, p.scale);
+      const float factorLower = lower.raise(mostLower, p.scale);
+      if (tile > 0) sums.scale(factorUpper, factorLower);
+      uint32_t weights[kTile / kStep][4];
+      weigh(scores, p.scale, upper, lower, weights);
+      mbarrierWait(&shared.valuesFull[keys.slot], keys.phase);
+      sums.startProduct(weights, shared.values[keys.slot], tile > 0);
+      wgmmaWait<0>();
+      wgmmaTouch(sums.panel);
+      wgmmaTouch(sums.rest);
+      release(&shared.empty[keys.slot]);
+      keys.advance();
+    }
+    queries.advance();
+    const int query = piece.query + consumer * kOwn + warp * 16 + lane / 4;
+    finishRow<kD>(p, piece, query, sums, 0, upper);
+    finishRow<kD>(p, piece, query + 8, sums, 1, lower);
+  }
+}
+
+template <int kD>
+__global__ void __launch_bounds__(kThreads, 1)
+    attentionKernel(const __grid_constant__ CUtensorMap panel,
+                    const __grid_constant__ CUtensorMap rest,
+                    const __grid_constant__ Parameters parameters) {
+  auto& shared = *reinterpret_cast<Shared<kD>*>(sharedMemory());
+  const int thread = static_cast<int>(threadIdx.x), warpgroup = thread / kWarpgroup;
+  if (thread == 0) {
+    constexpr int kWarps = kConsumers * kWarpgroup / 32;  // each gives its slot back
+    for (int i = 0; i < kQuerySlots; i++) {
+      mbarrierInit(&shared.queriesFull[i], 1);
+      mbarrierInit(&shared.queriesEmpty[i], kWarps);
+    }
+    for (int i = 0; i < kKeySlots; i++) {
+      mbarrierInit(&shared.keysFull[i], 1);
+      mbarrierInit(&shared.valuesFull[i], 1);
+      mbarrierInit(&shared.empty[i], kWarps);
+    }
+    mbarrierInitFence();
+  }
+  __syncthreads();
+  if (warpgroup == kConsumers) {
+    shrinkRegisters<24>();
+    if (thread % kWarpgroup == 0) produce<kD>(&panel, &rest, parameters, shared);
+  } else {
+    growRegisters<240>();
+    consume<kD>(parameters, shared, warpgroup);
+  }
+}
+
+template <int kD>
+void run(Context& context, const AttentionArgs& args) {
+  const int64_t rows = args.qkv.shape[0], tokens = args.qkv.shape[1], heads = args.heads;
+  const Parameters parameters = {
+      .y = args.y.as<Bf16>(),
+      .logSumExp = args.logSumExp.as<float>(),
+      .rows = static_cast<int>(rows),
+      .heads = static_cast<int>(heads),
+      .tokens = static_cast<int>(tokens),
+      .tiles = static_cast<int>(divideUp(tokens, kTile)),
+      .scale = static_cast<float>(M_LOG2E / std::sqrt(static_cast<double>(kD)))};
+  const auto map = [&](int columns) {
+    return headsMap(args.qkv.data, rows, tokens, heads, kD, kTile, columns);
+  };
+  const CUtensorMap panel = map(kPanel);
+  const CUtensorMap rest = TileMemory<kD>::kHasRest ? map(kRestPanel) : panel;
+  const int64_t pieces = rows * heads * parameters.tiles;
+  const auto blocks = static_cast<unsigned>(std::min<int64_t>(pieces, context.multiprocessors));
+  launch(context, attentionKernel<kD>, blocks, kThreads, sizeof(Shared<kD>), panel, rest,
+         parameters);
+}
+
+}  // namespace
+
+bool attentionFits(const AttentionArgs& args) {
+  const int64_t d = args.y.shape[2] / args.heads;
+  return args.qkv.dtype == DType::BF16 && (d == 64 || d == 72) &&
+         reinterpret_cast<uintptr_t>(args.qkv.data) % 16 == 0 &&
+         reinterpret_cast<uintptr_t>(args.y.data) % 4 == 0;
+}
+
+void attention(Context& context, const AttentionArgs& args) {
+  args.y.shape[2] / args.heads == 64 ? run<64>(context, args) : run<72>(context, args);
+}
+
+}  // namespace dit::cuda::hopper
