@@ -12,7 +12,7 @@
 // of the operations 5 % are for zeros.
 //
 //   shared memory, d = 72   20 KB a tile: 2 of queries, 3 of keys, 3 of values
-//   registers a thread      64 scores, 32 pairs of weights, 36 sums
+//   registers a thread      64 scores, 32 pairs of weights, 40 sums
 //
 // A query's bits follow from its own row and head: keys come in tiles of 128, from the first.
 #include <cmath>
@@ -145,14 +145,14 @@ template <int kD>
 struct Sums {
   static constexpr bool kHasRest = TileMemory<kD>::kHasRest;
   float panel[kPanel / 2];
-  float rest[4];
+  float rest[kRestPanel / 2];
 
   __device__ __forceinline__ void scale(float upper, float lower) {
 #pragma unroll
     for (int i = 0; i < kPanel / 2; i++) panel[i] *= i / 2 % 2 == 0 ? upper : lower;
     if constexpr (kHasRest) {
 #pragma unroll
-      for (int i = 0; i < 4; i++) rest[i] *= i / 2 == 0 ? upper : lower;
+      for (int i = 0; i < kRestPanel / 2; i++) rest[i] *= i / 2 % 2 == 0 ? upper : lower;
     }
   }
 
