@@ -31,6 +31,7 @@ def parse():
     parser.add_argument("--samples", type=int, default=21)
     parser.add_argument("--eager", action="store_true", help="without torch.compile")
     parser.add_argument("--compiled-model", action="store_true", help="the whole model, too")
+    parser.add_argument("--unchecked", action="store_true", help="times a wrong peer, marked so")
     parser.add_argument("--fixtures", help="instead of test/fixtures")
     return parser.parse_args()
 
@@ -51,12 +52,12 @@ def main():
     for failure in failures:
         print(failure)
     print(f"{passed} passed, {len(failures)} failed")
-    if failures:
+    if failures and not args.unchecked:
         print("the peer is wrong: nothing was timed")
         return 1
     parts = [part for part in PARTS if part in args.parts and part != "check"]
     if not parts:
-        return 0
+        return 1 if failures else 0
 
     import torch_ops
     import torch_runs
@@ -64,6 +65,7 @@ def main():
 
     only = [part for part in args.only.split(",") if part]
     bench = Bench(args.device, args.json, args.samples, only, compiled=not args.eager)
+    bench.mark = f", {len(failures)} checks failed" if failures else ""
     scale, dtypes = torch_ops.SCALES[args.scale], args.dtypes.split(",")
     for part in parts:
         if part == "ceilings":

@@ -302,9 +302,12 @@ def to_bytes(images):
 @torch.no_grad()
 def randomise(model, seed=1):
     """Normal weights that keep the size of activations, and no gate at zero."""
-    generator = torch.Generator().manual_seed(seed)
+    generators = {}
     for name, parameter in model.named_parameters():
-        values = torch.empty(parameter.shape).normal_(generator=generator)
+        where = parameter.device
+        if where not in generators:
+            generators[where] = torch.Generator(where).manual_seed(seed)
+        values = torch.empty_like(parameter).normal_(generator=generators[where])
         if parameter.dim() > 1:
             values *= (parameter.numel() / parameter.shape[0]) ** -0.5
         else:  # a bias, or the weight of a norm

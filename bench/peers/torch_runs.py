@@ -12,7 +12,7 @@ import torch
 from torch_check import default_fixtures
 from torch_diffusion import Schedule, Trainer
 from torch_model import Config, DiT, Vae, randomise, to_bytes
-from torch_timing import Bench, dtype_of, use_tf32
+from torch_timing import Bench, captured, dtype_of, use_tf32
 
 MODELS = {
     "xl": ("dit-xl2", Config()),
@@ -21,8 +21,15 @@ MODELS = {
 LARGEST_COMPILED = 256  # pixels: compiling takes a minute for each size
 # (images, pixels of an image): rows of a forward are twice the images, for guidance.
 SAMPLING = {"xl": [(32, 256), (1, 256), (8, 512)], "tiny": [(2, 64), (1, 64)]}
-TRAINING = {"xl": (256, 64), "tiny": (4, 2)}  # images of a step, of a micro-batch
+# Images of a step, of a micro-batch: the largest that fits.
+TRAINING = {"xl": (256, (64, 32, 16)), "tiny": (4, (2,))}
 DECODES = {"xl": [(1, 256), (1, 512), (8, 256)], "tiny": [(1, 64)]}
+
+
+def made(bench, kind, make):
+    """A model with random weights, made where it runs: 675 million numbers take no time there."""
+    with torch.device(bench.device):
+        return randomise(make()).to(kind)
 
 
 def compile_blocks(bench, model):
@@ -55,7 +62,7 @@ def sampling(bench: Bench, scale, dtypes, whole=False):
             if not any(bench.wants(label) for label in labels):
                 continue
             config = Config(**{**base.__dict__, "latent": pixels // 8})
-            model = randomise(DiT(config)).to(bench.device).to(kind).eval()
+            model = made(bench, kind, lambda: DiT(config)).eval()
             flops = 2.0 * rows * model.multiply_adds()
             side = (config.channels, config.latent, config.latent)
             x = torch.randn(images, *side, device=bench.device)
@@ -93,13 +100,13 @@ def sampling(bench: Bench, scale, dtypes, whole=False):
 def training(bench: Bench, scale, dtypes):
     """Forward, backward, AdamW and the moving average of one step, over micro-batches."""
     name, config = MODELS[scale]
-    total, micro = TRAINING[scale]
+    total, micros = TRAINING[scale]
     for dtype in dtypes:
         use_tf32(dtype == "tf32")
         label = f"{name}.train {total}x{8 * config.latent}px {dtype}"
         if not bench.wants(label):
             continue
-        base = randomise(DiT(config)).to(bench.device)
+        base = made(bench, torch.float32, lambda: DiT(config))
         flops = 6.0 * total * base.multiply_adds()
         x = torch.randn(total, config.channels, config.latent, config.latent, device=bench.device)
         y = torch.arange(total, device=bench.device) % config.classes
@@ -108,7 +115,7 @@ def training(bench: Bench, scale, dtypes):
             trainer = Trainer(base, Schedule(device=bench.device), autocast)
             trainer.model = model
 
-            def step():
+            def step(micro):
                 for begin in range(0, total, micro):
                     part = slice(begin, begin + micro)
                     t = torch.randint(0, 1000, (micro,), device=bench.device)
@@ -118,10 +125,37 @@ def training(bench: Bench, scale, dtypes):
                     trainer.accumulate(x[part], t, labels, noise, micro / total)
                 trainer.apply()
 
-            bench.measure(label, variant, step, flops)
+            for micro in micros:
+                how = f"{variant}, {micro} at once"
+                if bench.measure(label, how, lambda micro=micro: step(micro), flops):
+                    break
+                trainer.optimiser.zero_grad(set_to_none=True)
+                free(bench)
             del trainer
         del base, model
         free(bench)
+
+
+class Decoding:
+    """A decode, launched or replayed from a CUDA graph."""
+
+    def __init__(self, bench, run, latents, kind, graph=False):
+        self.run, self.latents, self.wants_graph, self.graph = run, latents, graph, None
+        z = torch.empty(latents.shape, device=bench.device, dtype=kind)
+        self.z = z.contiguous(memory_format=torch.channels_last)
+
+    def work(self):
+        self.bytes = to_bytes(self.run(self.z))
+
+    def __call__(self):
+        self.z.copy_(self.latents, non_blocking=True)
+        if not self.wants_graph:
+            self.work()
+        elif self.graph is None:
+            self.graph = captured(self.work)
+        if self.graph is not None:
+            self.graph.replay()
+        return self.bytes.cpu()
 
 
 @torch.no_grad()
@@ -136,7 +170,7 @@ def decoding(bench: Bench, scale, dtypes):
     for dtype in dtypes:
         use_tf32(dtype == "tf32")
         kind = dtype_of(dtype)
-        vae = randomise(Vae(config)).to(bench.device).to(kind)
+        vae = made(bench, kind, lambda: Vae(config))
         vae = vae.to(memory_format=torch.channels_last).eval()
         runs = [("eager", vae)]
         if bench.compiled:
@@ -147,12 +181,10 @@ def decoding(bench: Bench, scale, dtypes):
             if bench.clock.on_gpu:
                 latents = latents.pin_memory()
             for variant, run in runs:
-
-                def decode(run=run):
-                    z = latents.to(bench.device, non_blocking=True).to(kind)
-                    return to_bytes(run(z.contiguous(memory_format=torch.channels_last))).cpu()
-
-                bench.measure(label, variant, decode, wall=True)
+                bench.measure(label, variant, Decoding(bench, run, latents, kind), wall=True)
+                if bench.clock.on_gpu:
+                    replayed = Decoding(bench, run, latents, kind, graph=True)
+                    bench.measure(label, f"{variant}, graph", replayed, wall=True)
         del vae, runs
         free(bench)
 

@@ -62,6 +62,7 @@ class Bench:
     def __init__(self, device, path, samples=21, only=(), compiled=True):
         self.device, self.samples, self.only, self.compiled = device, samples, only, compiled
         self.clock = Clock(device)
+        self.mark = ""  # behind every variant
         self.file = open(path, "w", encoding="utf-8") if path else None
 
     def wants(self, label):
@@ -73,6 +74,8 @@ class Bench:
             self.file.flush()  # what is measured survives a time limit
 
     def skip(self, label, variant, reason):
+        if not variant.endswith(self.mark):
+            variant += self.mark
         reason = " ".join(str(reason).split())[:160]
         self.keep({"side": "torch", "label": label, "variant": variant, "skipped": reason})
         print(f"{label:<44} {variant:<18} not run: {reason}")
@@ -82,16 +85,17 @@ class Bench:
     ):
         """The median time of a unit, of which a call does so many. With `graph`, calls are captured
         in a CUDA graph, several in one where they are short. `wall`: the host's clock, for work
-        that ends on the host. What cannot run is recorded as skipped, with the reason."""
+        that ends on the host. What cannot run is recorded as skipped, with the reason: False."""
         if not self.wants(label):
-            return
+            return False
+        variant += self.mark
         if self.clock.on_gpu:
             torch.cuda.reset_peak_memory_stats()
         try:
             times, repeats = self.time(work, graph and self.clock.on_gpu, wall)
         except Exception as error:  # the others go on: a compiler has many ways to fail
             self.skip(label, variant, f"{type(error).__name__}: {error}")
-            return
+            return False
         seconds, best = statistics.median(times) / units, min(times) / units
         record = {
             "side": "torch",
@@ -114,6 +118,7 @@ class Bench:
             line += f" {traffic / seconds * 1e-9:8.1f} GB/s"
         print(f"{line}   (best {best * 1e6:.1f} us)")
         sys.stdout.flush()
+        return True
 
     def time(self, work, graph, wall):
         work()  # compiles, chooses algorithms

@@ -101,6 +101,7 @@ class Bench:
             command += ["--dtypes", "bf16,tf32" if args.tf32 else "bf16"]
             command += ["--eager"] if args.eager else []
             command += ["--compiled-model"] if args.compiled_model else []
+            command += ["--unchecked"] if args.unchecked else []
             command += ["--only", args.only] if args.only else []
             env = {
                 **os.environ,
@@ -163,6 +164,7 @@ def parse():
     parser.add_argument("--eager", action="store_true", help="without torch.compile")
     parser.add_argument("--ncu", action="store_true", help="profiles, in ncu.txt")
     parser.add_argument("--arch", help="sm_90a or sm_80: this family of kernels")
+    parser.add_argument("--unchecked", action="store_true", help="times a wrong peer, marked so")
     parser.add_argument("--only", default="", help="of the peer: labels with these parts, a,b")
     parser.add_argument("--samples", type=int, help=f"default {SAMPLES}")
     parser.add_argument("--limit", type=float, default=470, help="seconds for all parts")

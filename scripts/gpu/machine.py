@@ -57,7 +57,10 @@ class Payload:
             os.makedirs(self.folder, exist_ok=True)
             begin = time.monotonic()
             with tarfile.open(archive) as tar:
-                tar.extractall(self.folder, filter="tar")
+                # Pythons without filters give no choice, and need none.
+                tar.extractall(
+                    self.folder, **({"filter": "tar"} if hasattr(tarfile, "tar_filter") else {})
+                )
             with open(mark, "w", encoding="utf-8") as file:
                 file.write(state)
             print(f"unpacked {name} in {time.monotonic() - begin:.1f} s", flush=True)

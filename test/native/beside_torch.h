@@ -18,7 +18,7 @@ namespace dit::test {
 // The sizes of DiT-XL/2 want a GPU; the tiny ones show on any device that all of it works.
 inline bool hasTimeFor(const Test& test, const std::string& scale) {
   const std::string& device = test.options().device;
-  if (scale != "xl" || (device.starts_with("cuda:") && device != "cuda:emulated")) return true;
+  if (scale != "xl" || (device.starts_with("cuda") && device != "cuda:emulated")) return true;
   std::printf("%s: for a GPU only\n", test.name().c_str());
   return false;
 }
@@ -49,7 +49,6 @@ inline DeviceTensor drawn(Test& test, DType dtype, Shape shape, uint64_t seed = 
 class RepeatedWeights : public WeightSource {
  public:
   explicit RepeatedWeights(const std::vector<ParamSpec>& params) {
-    constexpr size_t kCount = size_t{1} << 20;
     for (const ParamSpec& param : params) specs_[param.name] = param;
     std::mt19937_64 random(1);
     pool_.resize(kCount);
@@ -75,12 +74,14 @@ class RepeatedWeights : public WeightSource {
       const float shift = !matrix && name.ends_with(".weight") ? 1.0f : 0.0f;
       values_.resize(count);
       size_t from = next_++ * 7919;  // another start for each
-      for (float& value : values_) value = pool_[from++ % pool_.size()] * scale + shift;
+      for (float& value : values_) value = pool_[from++ % kCount] * scale + shift;
     }
     return {values_.data(), DType::F32, spec.shape};
   }
 
  private:
+  static constexpr size_t kCount = size_t{1} << 20;  // of the sequence
+
   std::unordered_map<std::string, ParamSpec> specs_;
   std::vector<float> pool_, values_;
   size_t next_ = 0;
