@@ -23,6 +23,8 @@ The peer is onnxruntime-node 1.30, fp32 (it has no bf16 on x86), on a model writ
 timesteps that change each time, and both results are compared with the reference implementation's.
 `
 
+const gpuHeading = '## On a GPU'
+
 const benchmarks = {
   peak: async () => measure.measurePeak(),
   forward: (quick) => measure.measureForward(quick ? 3 : 11),
@@ -82,7 +84,9 @@ async function main(): Promise<void> {
   console.log(values.json ? JSON.stringify(results) : report(results))
   if (values.write) {
     const file = path.join(root, 'bench/RESULTS.md')
-    writeFileSync(file, `${preface}\n${report(results)}\n`)
+    // What was measured elsewhere, by scripts/gpu-check, stays.
+    const elsewhere = readFileSync(file, 'utf8').split(`\n${gpuHeading}\n`)[1] ?? ''
+    writeFileSync(file, `${preface}\n${report(results)}\n\n${gpuHeading}\n${elsewhere}`)
   }
 }
 

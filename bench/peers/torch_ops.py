@@ -264,9 +264,9 @@ def operations(bench: Bench, scale, dtypes):
     for dtype in dtypes:
         for rows in scale.rows:
             linears(bench, scale, dtype, rows)
+        linear_backwards(bench, scale, dtype)
         convolutions(bench, scale, dtype)
         if dtype != "tf32":  # of which only products are of interest
-            linear_backwards(bench, scale, dtype)
             attention(bench, scale, dtype)
             norms(bench, scale, dtype)
     optimiser(bench, scale)

@@ -39,8 +39,8 @@ def steps(args):
         return [f"=model/{scale}/{name}/{kind}" for kind in kinds]
 
     operations = [
-        *cases("linear", "conv"),
-        *(f"=ops/{scale}/{name}/bf16" for name in ("attention", "linearBackward", "norms")),
+        *cases("linear", "conv", "linearBackward"),
+        *(f"=ops/{scale}/{name}/bf16" for name in ("attention", "norms")),
         f"=ops/{scale}/adamW/fp32",
     ]
     plan = {
@@ -173,6 +173,9 @@ def parse():
     args = parser.parse_args()
     if args.training:
         args.parts += ",training"
+    known = {"ceilings", "ops", "models", "training"}
+    if unknown := set(args.parts.split(",")) - known:
+        parser.error(f"--parts: expected some of {sorted(known)}, got {sorted(unknown)}")
     return args
 
 

@@ -17,7 +17,7 @@ import machine
 from machine import ARCH, FAMILIES, Log, Payload, is_gpu, run
 from native_cases import Cases
 
-# Seconds. Parts that use little of the GPU run beside each other.
+# Seconds. The native cases keep all processors busy; the other parts run beside each other.
 NATIVE_LIMIT = 110
 FULL_LIMIT = 60
 SANITIZER_LIMIT = 80
@@ -72,6 +72,13 @@ class Report:
             {"part": part, "passed": passed, "failed": failed, "note": note, "seconds": seconds}
         )
         print(f"{verdict:<8} {part}: {passed} passed, {failed} failed. {note}", flush=True)
+
+    def merge(self, other):
+        self.rows += other.rows
+        self.problems += other.problems
+        self.results += other.results
+        self.passed += other.passed
+        self.failed += other.failed
 
     def problem(self, where, text):
         self.problems.append(f"{where}: {' '.join(text.split())[:700]}")
@@ -215,11 +222,13 @@ PARTS = {
 def parse():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--device", default="cuda:0", help="cuda:0, cuda:emulated or cpu")
-    parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--only", default="", help="native cases with these in their names: a,b")
     parser.add_argument("--native-limit", type=float, default=NATIVE_LIMIT, help="seconds")
     parser.add_argument("--python", default=sys.executable, help="one that has PyTorch")
     args = parser.parse_args()
+    if unknown := set(args.parts.split(",")) - set(PARTS):
+        parser.error(f"--parts: expected some of {', '.join(PARTS)}, got {', '.join(unknown)}")
     args.only = [part for part in args.only.split(",") if part]
     return args
 
@@ -233,8 +242,18 @@ def main():
     log.add("nvidia-smi", machine.quiet("nvidia-smi") or "not there")
     for name, value in {**facts, **payload.facts}.items():
         print(f"{name}: {value}", flush=True)
-    for name in args.parts.split(","):
-        PARTS[name](payload, args.device, report, log, args)
+    chosen = args.parts.split(",")
+    if "native" in chosen:
+        native(payload, args.device, report, log, args)
+
+    def beside(name):
+        own = Report()
+        PARTS[name](payload, args.device, own, log, args)
+        return own
+
+    with ThreadPoolExecutor(len(PARTS)) as pool:
+        for own in pool.map(beside, [name for name in PARTS if name in chosen and name != "native"]):
+            report.merge(own)
     text = machine.head(payload, args.device, facts)
     columns = ["part", "result", "passed", "failed", "time", "note"]
     text += f" {time.monotonic() - begin:.0f} s in all.\n\n{machine.table(columns, report.rows)}"

@@ -174,6 +174,7 @@ class Log:
         self.file = open(os.path.join(out_folder(), f"{name}.log"), "w", encoding="utf-8")
 
     def add(self, title, text):
+        """From any thread: one write, and so in one piece."""
         if len(text) > LOG_LIMIT:
             text = f"{text[: LOG_LIMIT // 2]}\n[…]\n{text[-LOG_LIMIT // 2 :]}"
         self.file.write(f"\n======== {title}\n{text}\n")

@@ -63,7 +63,7 @@ class Cases:
             if left < 1:
                 break
             exact = [f"={name}" for name in names]
-            silence = HUNG.get(self.device, HUNG_ELSEWHERE)
+            silence = None if self.full else HUNG.get(self.device, HUNG_ELSEWHERE)
             ended = run(self.command("--trace", *exact), left, self.env, silence)
             self.log.append(ended.output)
             done, running = self._read(ended.output)

@@ -127,8 +127,8 @@ void linearBackward(Test& test, const Scale& scale, Precision precision) {
     DeviceTensor values = test.output(act, {n, k});
     const std::vector<float> weight = weightValues(test, {n, k});
     values.upload(Values::of(act, {n, k}, {weight.begin(), weight.end()}));
-    const auto prepared =
-        test.ops().prepareTrainedLinear({.values = values, .rows = rows * tokens});
+    const auto prepared = test.ops().prepareTrainedLinear(
+        {.values = values, .rows = rows * tokens, .precision = precision});
     const DeviceTensor x = drawn(test, act, {rows, tokens, k});
     const DeviceTensor dY = drawn(test, act, {rows, tokens, n}, 2);
     const DeviceTensor preActivation = drawn(test, act, {rows, tokens, k}, 3);
@@ -267,8 +267,8 @@ DIT_CASES(opsBenchCases) {
         for (const int64_t rows : scale.rows) linear(test, scale, precision, rows);
       });
       add(scale, "conv", precision, convolutions);
+      add(scale, "linearBackward", precision, linearBackward);
     }
-    add(scale, "linearBackward", Precision::BF16, linearBackward);
     add(scale, "attention", Precision::BF16, attention);
     add(scale, "norms", Precision::BF16, norms);
     add(scale, "adamW", Precision::F32,
