@@ -23,7 +23,7 @@ namespace {
 
 constexpr int kColumns = 32, kLanes = 8, kThreads = kColumns * kLanes;
 constexpr int kBatch = 8;  // pixels of a thread
-constexpr int kMergeThreads = 128;
+constexpr int kMergeThreads = 512;
 
 // The pixels of an image by parts.
 struct Split {

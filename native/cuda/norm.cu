@@ -112,9 +112,11 @@ __global__ void __launch_bounds__(kPlainThreads) layerNormPlainKernel(Norm<In, O
 
 template <typename In, typename Out, int kQuads>
 void launchWarps(const Context& context, const Norm<In, Out>& at, int64_t rows) {
-  // Enough blocks to fill the device comes first; then, several tokens a warp.
+  // Enough blocks to fill the device come first; then, several tokens a warp. A power of two, for
+  // such are the numbers of tokens.
   const int64_t fill = int64_t{8} * kWarps * context.multiprocessors;
-  const int64_t perWarp = std::clamp<int64_t>(rows * at.tokens / fill, 1, kMostPerWarp);
+  int64_t perWarp = 1;
+  while (perWarp < kMostPerWarp && 2 * perWarp * fill <= rows * at.tokens) perWarp *= 2;
   const int64_t blocksPerRow = divideUp(at.tokens, kWarps * perWarp);
   launch(context, layerNormKernel<In, Out, kQuads>, static_cast<unsigned>(rows * blocksPerRow),
          kWarpThreads, 0, at, blocksPerRow, static_cast<int>(perWarp));

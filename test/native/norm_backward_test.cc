@@ -131,8 +131,9 @@ void checkNormBackward(Test& test, const NormCase& s) {
 DIT_KERNEL_CASE("layerNormModulateBackward") {
   for (DType act : kActs) {
     for (Residual residual : {Residual::None, Residual::Apart, Residual::InPlace}) {
-      constexpr int64_t kShapes[][3] = {{1, 7, 20},   {3, 5, 131},  {3, 33, 24}, {1, 49, 96},
-                                        {2, 64, 384}, {1, 6, 1152}, {3, 70, 17}};
+      constexpr int64_t kShapes[][3] = {{1, 7, 20},  {3, 5, 131},  {3, 33, 24},
+                                        {1, 49, 96}, {2, 64, 384}, {1, 6, 1152},
+                                        {3, 70, 17}, {1, 18, 768}, {1, 17, 1280}};
       for (const auto& s : kShapes) checkNormBackward(test, {act, s[0], s[1], s[2], residual});
     }
   }

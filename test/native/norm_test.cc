@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <string>
 
 #include "harness.h"
@@ -37,7 +38,8 @@ void checkLayerNorm(Test& test, DType in, DType out, int64_t rows, int64_t token
 }
 
 DIT_CASES(layerNormCases) {
-  constexpr int64_t kShapes[][3] = {{3, 16, 1152}, {1, 49, 96}, {2, 5, 24}, {1, 7, 131}, {3, 1, 7}};
+  constexpr int64_t kShapes[][3] = {{3, 16, 1152}, {1, 49, 96}, {2, 5, 24},   {1, 7, 131},
+                                    {3, 1, 7},     {2, 9, 768}, {1, 3, 1280}, {1, 2, 1540}};
   for (DType in : {DType::F32, DType::BF16}) {
     for (DType out : {DType::F32, DType::BF16}) {
       for (const auto& s : kShapes) {
@@ -62,6 +64,31 @@ DIT_KERNEL_CASE("layerNormModulate/constant") {
   DeviceTensor y = test.output(DType::F32, {1, 1, 40});
   test.ops().layerNormModulate({.x = test.upload(x), .shift = vector, .scale = vector, .y = y});
   EXPECT(y.download().v == table.v);
+}
+
+// A row's bits do not depend on how many rows stand beside it, which may change how many tokens go
+// together.
+DIT_KERNEL_CASE("layerNormModulate/bits") {
+  constexpr int64_t kRows = 5, kTokens = 131;
+  for (int64_t c : {96, 131, 768, 1152}) {
+    const Tensor x = test.upload(test.random(DType::BF16, {kRows, kTokens, c}));
+    const Tensor table = test.upload(test.random(DType::F32, {3, 2 * c}));
+    const Tensor index = test.upload(std::vector<int32_t>{2, 0, 1, 0, 2});
+    const auto run = [&](int64_t first, int64_t rows) {
+      const DeviceTensor y = test.output(DType::BF16, {rows, kTokens, c});
+      test.ops().layerNormModulate({.x = x.slice(first, rows),
+                                    .shift = {table.columns(0, c), index.slice(first, rows)},
+                                    .scale = {table.columns(c, c), index.slice(first, rows)},
+                                    .y = y});
+      return y.bytes();
+    };
+    const std::vector<char> all = run(0, kRows);
+    for (int64_t row = 0; row < kRows; row++) {
+      const std::vector<char> alone = run(row, 1);
+      const auto begin = all.begin() + row * static_cast<int64_t>(alone.size());
+      EXPECT(std::equal(alone.begin(), alone.end(), begin), "row ", row, " of ", c, " channels");
+    }
+  }
 }
 
 DIT_BENCH("layerNormModulate") {
