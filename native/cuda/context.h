@@ -34,11 +34,12 @@ struct Context {
   std::vector<std::pair<void*, size_t>> scratch_;  // the last is in use
 };
 
-// Starts a kernel; shared: bytes of dynamic shared memory. The only way kernels are started, so
-// that the same sources run where there is no <<<>>>.
+// Starts a kernel whose blocks come in clusters (Hopper), neighbours in x; shared: bytes of dynamic
+// shared memory. The only way kernels are started, so that the same sources run where there is no
+// <<<>>>.
 template <typename... Parameters, typename... Arguments>
-void launch(const Context& context, void (*kernel)(Parameters...), dim3 grid, dim3 block,
-            size_t shared, Arguments&&... arguments) {
+void launchClusters(const Context& context, int cluster, void (*kernel)(Parameters...), dim3 grid,
+                    dim3 block, size_t shared, Arguments&&... arguments) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
   constexpr size_t kWithoutAsking = 48 << 10;
   if (shared > kWithoutAsking) {
@@ -50,7 +51,19 @@ void launch(const Context& context, void (*kernel)(Parameters...), dim3 grid, di
   config.blockDim = block;
   config.dynamicSmemBytes = shared;
   config.stream = context.stream;
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = static_cast<unsigned>(cluster);
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  config.attrs = &attribute;
+  config.numAttrs = cluster > 1 ? 1 : 0;
   DIT_CUDA(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...));
+}
+
+template <typename... Parameters, typename... Arguments>
+void launch(const Context& context, void (*kernel)(Parameters...), dim3 grid, dim3 block,
+            size_t shared, Arguments&&... arguments) {
+  launchClusters(context, 1, kernel, grid, block, shared, std::forward<Arguments>(arguments)...);
 }
 
 inline int64_t divideUp(int64_t a, int64_t b) { return (a + b - 1) / b; }

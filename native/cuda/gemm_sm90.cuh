@@ -14,8 +14,11 @@
 // 1152 the products of a tile take only 18 steps.
 //
 //   bytes of a step   (128 + kTileN) 128, operations 2 * 128 * kTileN * 64: with kTileN = 192 a
-//                     multiprocessor computes for 768 clocks on what it loads, 53 bytes a clock
-//   registers         kTileN / 2 sums a thread, of 240
+//                     multiprocessor computes for 768 clocks on what it loads, 53 bytes a clock,
+//                     which is more than the L2 cache gives to all of them (about 31). So two
+//                     blocks, a cluster, take tiles one below the other: each loads half of b for
+//                     both, 36 bytes a clock
+//   registers         kTileN / 2 sums a thread, of 232
 //
 // The sums of an element run over K in one order, 16 at a time, whatever the shape of the tile and
 // however many rows there are.
@@ -47,10 +50,17 @@ struct Problem {
   int64_t m, n, k;
   int splits = 1;
 
-  __host__ __device__ int64_t tilesM() const { return (m + kTileM - 1) / kTileM; }
+  // `high`: so many tiles one below the other count as one.
+  __host__ __device__ int64_t rowsOfTiles(int high) const {
+    return (m + kTileM * high - 1) / (kTileM * high);
+  }
   template <int kTileN>
   __host__ __device__ int64_t tilesN() const {
     return (n + kTileN - 1) / kTileN;
+  }
+  template <int kTileN>
+  __host__ __device__ int64_t pieces(int high) const {
+    return rowsOfTiles(high) * tilesN<kTileN>() * splits;
   }
   __host__ __device__ int steps() const { return static_cast<int>((k + kTileK - 1) / kTileK); }
   // Part i has the steps [begin(i), begin(i + 1)).
@@ -65,13 +75,14 @@ struct Work {
   int split, begin, end;  // steps
 };
 
-// In an order in which neighbours share rows of a, so that these stay in L2.
-template <int kTileN>
-__device__ __forceinline__ Work workAt(const Problem& problem, int64_t i) {
-  const int64_t tilesN = problem.tilesN<kTileN>(), tiles = problem.tilesM() * tilesN;
+// Piece i of the blocks of a cluster; the rank says which of kCluster tiles one below the other it
+// is. In an order in which neighbours share rows of a, so that these stay in L2.
+template <int kTileN, int kCluster>
+__device__ __forceinline__ Work workAt(const Problem& problem, int64_t i, int rank) {
+  const int64_t tilesN = problem.tilesN<kTileN>(), tiles = problem.rowsOfTiles(kCluster) * tilesN;
   const int split = static_cast<int>(i / tiles);
   i -= split * tiles;
-  return {i / tilesN * kTileM, i % tilesN * kTileN, split, problem.begin(split),
+  return {(i / tilesN * kCluster + rank) * kTileM, i % tilesN * kTileN, split, problem.begin(split),
           problem.begin(split + 1)};
 }
 
@@ -83,7 +94,7 @@ struct Stage {
 
 // kTransposed: M (or N) is the contiguous dimension, not K. Such an operand comes in boxes of 64 of
 // it and 64 of K.
-template <int kTileN, bool kTransposedA, bool kTransposedB>
+template <int kTileN, int kCluster, bool kTransposedA, bool kTransposedB>
 struct Pipeline {
   static constexpr int kStages = stagesFor(kTileN);
 
@@ -95,8 +106,9 @@ struct Pipeline {
         full(reinterpret_cast<uint64_t*>(shared + kStages * sizeof(Stage<kTileN>))),
         empty(full + kStages) {}
 
+  // rank: of this block in its cluster, of whose b it brings a share: rows of it that lie together.
   __device__ __forceinline__ void load(const CUtensorMap* a, const CUtensorMap* b, int slot,
-                                       const Work& work, int step) const {
+                                       const Work& work, int step, int rank) const {
     Stage<kTileN>& stage = stages[slot];
     uint64_t* const barrier = &full[slot];
     const int row = static_cast<int>(work.row), column = static_cast<int>(work.column);
@@ -109,12 +121,37 @@ struct Pipeline {
     } else {
       loadBox2(stage.a, a, barrier, k, row);
     }
+    constexpr uint16_t kAll = (1 << kCluster) - 1;
     if constexpr (kTransposedB) {
+      constexpr int kRows = kTileK / kCluster;
       for (int i = 0; i < kTileN / kBoxColumns; i++) {
-        loadBox2(stage.b + i * kBoxBytes, b, barrier, column + i * kBoxColumns, k);
+        loadShare(stage.b + i * kBoxBytes + rank * kRows * 128, b, barrier,
+                  column + i * kBoxColumns, k + rank * kRows, kAll);
       }
     } else {
-      loadBox2(stage.b, b, barrier, k, column);
+      constexpr int kRows = kTileN / kCluster;
+      loadShare(stage.b + rank * kRows * 128, b, barrier, k, column + rank * kRows, kAll);
+    }
+  }
+
+  static __device__ __forceinline__ void loadShare(char* to, const CUtensorMap* map,
+                                                   uint64_t* barrier, int x, int y,
+                                                   uint16_t blocks) {
+    if constexpr (kCluster > 1) {
+      loadBox2(to, map, barrier, x, y, blocks);
+    } else {
+      loadBox2(to, map, barrier, x, y);
+    }
+  }
+
+  // A warp has done with a stage: the blocks that write to it hear of it.
+  __device__ __forceinline__ void release(int slot) const {
+    if (static_cast<int>(threadIdx.x) % 32 != 0) return;
+    if constexpr (kCluster > 1) {
+#pragma unroll
+      for (int rank = 0; rank < kCluster; rank++) mbarrierArriveAt(&empty[slot], rank);
+    } else {
+      mbarrierArrive(&empty[slot]);
     }
   }
 
@@ -140,11 +177,11 @@ struct Pipeline {
 };
 
 // Epilogue: see epilogue.cuh; `epilogue.part(split)` gives that of a part of K.
-template <int kTileN, bool kTransposedA, bool kTransposedB, typename Epilogue>
+template <int kTileN, int kCluster, bool kTransposedA, bool kTransposedB, typename Epilogue>
 __global__ void __launch_bounds__(kThreads, 1)
     gemmKernel(const __grid_constant__ CUtensorMap a, const __grid_constant__ CUtensorMap b,
                const __grid_constant__ Problem problem, const __grid_constant__ Epilogue epilogue) {
-  using Ring = Pipeline<kTileN, kTransposedA, kTransposedB>;
+  using Ring = Pipeline<kTileN, kCluster, kTransposedA, kTransposedB>;
   constexpr int kStages = Ring::kStages;
   const Ring ring(sharedMemory());
   const int thread = static_cast<int>(threadIdx.x), warpgroup = thread / kWarpgroup;
@@ -153,14 +190,22 @@ __global__ void __launch_bounds__(kThreads, 1)
     prefetchTensorMap(&b);
     for (int i = 0; i < kStages; i++) {
       mbarrierInit(&ring.full[i], 1);
-      mbarrierInit(&ring.empty[i], kConsumers * kWarpgroup / 32);  // a warp each
+      mbarrierInit(&ring.empty[i], kCluster * kConsumers * kWarpgroup / 32);  // a warp each
     }
     mbarrierInitFence();
   }
-  __syncthreads();
+  const auto syncBlocks = [] {
+    if constexpr (kCluster > 1) {
+      clusterSync();
+    } else {
+      __syncthreads();
+    }
+  };
+  syncBlocks();
 
-  const int64_t count =
-      problem.tilesM() * problem.tilesN<kTileN>() * static_cast<int64_t>(problem.splits);
+  const int rank = kCluster > 1 ? clusterRank() : 0;
+  const int64_t count = problem.pieces<kTileN>(kCluster);
+  const int64_t first = blockIdx.x / kCluster, stride = gridDim.x / kCluster;
   int slot = 0, phase = 0;
   const auto advance = [&] {
     if (++slot == kStages) {
@@ -170,44 +215,46 @@ __global__ void __launch_bounds__(kThreads, 1)
   };
 
   if (warpgroup == kConsumers) {
-    shrinkRegisters<24>();
-    if (thread % kWarpgroup != 0) return;
-    for (int64_t i = blockIdx.x; i < count; i += gridDim.x) {
-      const Work work = workAt<kTileN>(problem, i);
+    shrinkRegisters<40>();
+    if (thread % kWarpgroup == 0) {
+      for (int64_t i = first; i < count; i += stride) {
+        const Work work = workAt<kTileN, kCluster>(problem, i, rank);
+        for (int step = work.begin; step < work.end; step++) {
+          mbarrierWait(&ring.empty[slot], phase ^ 1);
+          ring.load(&a, &b, slot, work, step, rank);
+          advance();
+        }
+      }
+    }
+  } else {
+    growRegisters<232>();
+    for (int64_t i = first; i < count; i += stride) {
+      const Work work = workAt<kTileN, kCluster>(problem, i, rank);
+      float sums[kTileN / 2];
+      int previous = slot;
       for (int step = work.begin; step < work.end; step++) {
-        mbarrierWait(&ring.empty[slot], phase ^ 1);
-        ring.load(&a, &b, slot, work, step);
+        mbarrierWait(&ring.full[slot], phase);
+        ring.multiply(slot, warpgroup, sums, step > work.begin);
+        if (step > work.begin) {
+          wgmmaWait<1>();
+          ring.release(previous);
+        }
+        previous = slot;
         advance();
       }
+      wgmmaWait<0>();
+      ring.release(previous);
+      wgmmaTouch(sums);
+      const int warp = thread % kWarpgroup / 32;
+      finishTiles(reinterpret_cast<const float(&)[1][kTileN / 8][4]>(sums),
+                  work.row + warpgroup * kBlockM + warp * 16, work.column, problem.m, problem.n,
+                  epilogue.part(work.split));
     }
-    return;
   }
-
-  growRegisters<240>();
-  const int lane = thread % 32, warp = thread % kWarpgroup / 32;
-  const auto release = [&](int of) {
-    if (lane == 0) mbarrierArrive(&ring.empty[of]);
-  };
-  for (int64_t i = blockIdx.x; i < count; i += gridDim.x) {
-    const Work work = workAt<kTileN>(problem, i);
-    float sums[kTileN / 2];
-    int previous = slot;
-    for (int step = work.begin; step < work.end; step++) {
-      mbarrierWait(&ring.full[slot], phase);
-      ring.multiply(slot, warpgroup, sums, step > work.begin);
-      if (step > work.begin) {
-        wgmmaWait<1>();
-        release(previous);
-      }
-      previous = slot;
-      advance();
-    }
-    wgmmaWait<0>();
-    release(previous);
-    wgmmaTouch(sums);
-    finishTiles(reinterpret_cast<const float(&)[1][kTileN / 8][4]>(sums),
-                work.row + warpgroup * kBlockM + warp * 16, work.column, problem.m, problem.n,
-                epilogue.part(work.split));
+  // No block ends while another still writes to its memory.
+  if constexpr (kCluster > 1) {
+    __syncwarp();
+    clusterSync();
   }
 }
 
@@ -218,13 +265,24 @@ struct Whole {
   __device__ __forceinline__ const Epilogue& part(int) const { return epilogue; }
 };
 
-template <int kTileN, bool kTransposedA, bool kTransposedB, typename Epilogue>
-void launchGemm(const Context& context, const CUtensorMap& a, const CUtensorMap& b,
-                const Problem& problem, const Epilogue& epilogue) {
-  const int64_t work = problem.tilesM() * problem.tilesN<kTileN>() * problem.splits;
-  const auto blocks = static_cast<unsigned>(std::min<int64_t>(work, context.multiprocessors));
-  launch(context, gemmKernel<kTileN, kTransposedA, kTransposedB, Epilogue>, blocks, kThreads,
-         sharedBytesFor(kTileN), a, b, problem, epilogue);
+// An operand as it lies in memory: rows of bf16, `stride` numbers apart.
+struct Matrix {
+  const void* data;
+  int64_t rows, columns, stride;
+
+  CUtensorMap map(int boxRows) const { return matrixMap(data, rows, columns, stride, boxRows); }
+};
+
+template <int kTileN, int kCluster, bool kTransposedA, bool kTransposedB, typename Epilogue>
+void launchGemm(const Context& context, const Matrix& a, const Matrix& b, const Problem& problem,
+                const Epilogue& epilogue) {
+  const int64_t clusters =
+      std::min<int64_t>(problem.pieces<kTileN>(kCluster), context.multiprocessors / kCluster);
+  launchClusters(context, kCluster,
+                 gemmKernel<kTileN, kCluster, kTransposedA, kTransposedB, Epilogue>,
+                 static_cast<unsigned>(clusters * kCluster), kThreads, sharedBytesFor(kTileN),
+                 a.map(kTransposedA ? kTileK : kTileM),
+                 b.map((kTransposedB ? kTileK : kTileN) / kCluster), problem, epilogue);
 }
 
 }  // namespace dit::cuda::hopper

@@ -41,16 +41,22 @@ constexpr int tileWidth(int64_t m, int64_t n, int multiprocessors) {
 static_assert(tileWidth(16384, 1152, 132) == 192 && tileWidth(16384, 4608, 132) == 192 &&
               tileWidth(512, 1152, 132) == 64 && tileWidth(16384, 32, 132) == 64);
 
-// Calls work with the width as a constant.
+// Calls work with the width and the number of blocks in a cluster as constants. Narrow tiles are
+// for few rows, where clusters find no tiles below one another.
 template <typename Work>
 void withTile(const Context& context, int64_t m, int64_t n, const Work& work) {
+  const bool clusters = m > 4 * kTileM && context.multiprocessors > 1;
+  const auto wide = [&](auto width) {
+    if (clusters) return work(width, std::integral_constant<int, 2>{});
+    work(width, std::integral_constant<int, 1>{});
+  };
   switch (tileWidth(m, n, context.multiprocessors)) {
     case 192:
-      return work(std::integral_constant<int, 192>{});
+      return wide(std::integral_constant<int, 192>{});
     case 128:
-      return work(std::integral_constant<int, 128>{});
+      return wide(std::integral_constant<int, 128>{});
     default:
-      return work(std::integral_constant<int, 64>{});
+      return work(std::integral_constant<int, 64>{}, std::integral_constant<int, 1>{});
   }
 }
 
@@ -118,23 +124,22 @@ static_assert(chooseParts(54, 256, 132) == 2 && chooseParts(216, 256, 132) == 3)
 
 void addWeightGradient(Context& context, const LinearBackwardArgs& args, int64_t rows, int64_t n,
                        int64_t k) {
-  const CUtensorMap dY = matrixMap(args.dY.data, rows, n, n, kTileK);
-  const CUtensorMap x = matrixMap(args.x.data, rows, k, k, kTileK);
+  const Matrix dY = {args.dY.data, rows, n, n}, x = {args.x.data, rows, k, k};
   float* const dWeight = args.dWeight.as<float>();
-  withTile(context, n, k, [&](auto tile) {
+  withTile(context, n, k, [&](auto tile, auto cluster) {
     Problem problem = {.m = n, .n = k, .k = rows};
-    const int64_t tiles = problem.tilesM() * problem.template tilesN<tile>();
+    const int64_t tiles = problem.template pieces<tile>(cluster) * cluster;
     problem.splits = chooseParts(tiles, problem.steps(), context.multiprocessors);
     if (problem.splits == 1) {
-      return launchGemm<tile, true, true>(
+      return launchGemm<tile, cluster, true, true>(
           context, dY, x, problem,
           Whole<StoreEpilogue<float, true>>{StoreEpilogue<float, true>(dWeight, k)});
     }
     const int64_t size = n * k;
     auto* const parts = static_cast<float*>(
         context.scratch(static_cast<size_t>(size * problem.splits) * sizeof(float)));
-    launchGemm<tile, true, true>(context, dY, x, problem,
-                                 Parts{StoreEpilogue<float, false>(parts, k), size});
+    launchGemm<tile, cluster, true, true>(context, dY, x, problem,
+                                          Parts{StoreEpilogue<float, false>(parts, k), size});
     launch(context, addParts, gridFor(context, size / 4, kReduceThreads), kReduceThreads, 0, parts,
            problem.splits, size, dWeight);
   });
@@ -144,12 +149,11 @@ void addWeightGradient(Context& context, const LinearBackwardArgs& args, int64_t
 void inputGradient(Context& context, const LinearWeight& weight, const LinearBackwardArgs& args,
                    int64_t rows) {
   const int64_t n = weight.n, k = weight.k;
-  const CUtensorMap dY = matrixMap(args.dY.data, rows, n, n, kTileM);
-  const CUtensorMap w = matrixMap(weight.values, n, k, weight.stride, kTileK);
-  withTile(context, rows, k, [&](auto tile) {
+  const Matrix dY = {args.dY.data, rows, n, n}, w = {weight.values, n, k, weight.stride};
+  withTile(context, rows, k, [&](auto tile, auto cluster) {
     const auto run = [&](const auto& epilogue) {
-      launchGemm<tile, false, true>(context, dY, w, {.m = rows, .n = k, .k = n},
-                                    Whole<std::decay_t<decltype(epilogue)>>{epilogue});
+      launchGemm<tile, cluster, false, true>(context, dY, w, {.m = rows, .n = k, .k = n},
+                                             Whole<std::decay_t<decltype(epilogue)>>{epilogue});
     };
     if (args.preActivation) return run(GeluGradientEpilogue<Bf16>(args));
     if (args.dX.dtype == DType::BF16) return run(StoreEpilogue<Bf16, false>(args.dX.as<Bf16>(), k));
@@ -167,11 +171,10 @@ bool linearFits(const LinearWeight& weight, const LinearArgs& args) {
 
 void linear(Context& context, const LinearWeight& weight, const LinearArgs& args) {
   const int64_t rows = args.x.shape[0] * args.x.shape[1], n = weight.n, k = weight.k;
-  const CUtensorMap x = matrixMap(args.x.data, rows, k, k, kTileM);
-  withTile(context, rows, n, [&](auto tile) {
-    const CUtensorMap w = matrixMap(weight.values, n, k, weight.stride, tile);
+  const Matrix x = {args.x.data, rows, k, k}, w = {weight.values, n, k, weight.stride};
+  withTile(context, rows, n, [&](auto tile, auto cluster) {
     const auto run = [&]<Epilogue kKind, typename Out>() {
-      launchGemm<tile, false, false>(
+      launchGemm<tile, cluster, false, false>(
           context, x, w, {.m = rows, .n = n, .k = k},
           Whole<ForwardEpilogue<kKind, Out, Bf16>>{ForwardEpilogue<kKind, Out, Bf16>(args)});
     };

@@ -38,6 +38,17 @@ __device__ __forceinline__ void mbarrierArriveExpect(uint64_t* barrier, int byte
 __device__ __forceinline__ void mbarrierArrive(uint64_t* barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(sharedAddress(barrier)) : "memory");
 }
+// An arrival at the barrier that lies at the same place in another block of the cluster
+// (9.7.13.15.13).
+__device__ __forceinline__ void mbarrierArriveAt(uint64_t* barrier, int rank) {
+  asm volatile(
+      "{\n.reg .b32 remote;\n"
+      "mapa.shared::cluster.u32 remote, %0, %1;\n"
+      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n}\n" ::"r"(
+          sharedAddress(barrier)),
+      "r"(rank)
+      : "memory");
+}
 // Waits until the phase of this parity has ended. On a new barrier parity 1 counts as ended.
 __device__ __forceinline__ void mbarrierWait(uint64_t* barrier, int parity) {
   asm volatile(
@@ -49,6 +60,21 @@ __device__ __forceinline__ void mbarrierWait(uint64_t* barrier, int parity) {
       "finished:\n}\n" ::"r"(sharedAddress(barrier)),
       "r"(parity)
       : "memory");
+}
+
+// ---------------------------------------------------------------- blocks of a cluster
+
+__device__ __forceinline__ int clusterRank() {
+  int rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+// A barrier of all threads of the cluster that have not ended, all blocks' memory in order.
+__device__ __forceinline__ void clusterSync() {
+  asm volatile(
+      "barrier.cluster.arrive.release.aligned;\n"
+      "barrier.cluster.wait.acquire.aligned;\n" ::
+          : "memory");
 }
 
 // ---------------------------------------------------------------- copies of boxes
@@ -71,6 +97,16 @@ __device__ __forceinline__ void loadBox2(void* shared, const CUtensorMap* map, u
       "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
       "[%0], [%1, {%2, %3}], [%4];" ::"r"(sharedAddress(shared)),
       "l"(map), "r"(x), "r"(y), "r"(sharedAddress(barrier))
+      : "memory");
+}
+// The same to every block of the cluster whose bit is set, to the same place, and each block's
+// barrier at the same place hears of it.
+__device__ __forceinline__ void loadBox2(void* shared, const CUtensorMap* map, uint64_t* barrier,
+                                         int x, int y, uint16_t blocks) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      ".multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(sharedAddress(shared)),
+      "l"(map), "r"(x), "r"(y), "r"(sharedAddress(barrier)), "h"(blocks)
       : "memory");
 }
 __device__ __forceinline__ void loadBox4(void* shared, const CUtensorMap* map, uint64_t* barrier,

@@ -276,6 +276,8 @@ DIT_CASES(linearCases) {
                      .output = DType::F32,
                      .columns = true});
     cases.push_back({.r = 1, .m = 32, .n = 576, .k = 4608, .type = type, .output = type});
+    // So many rows that a GPU's blocks share what they read, and not a whole number of tiles.
+    cases.push_back({.r = 3, .m = 200, .n = 264, .k = 200, .type = type, .output = type});
   }
   // The same with trained weights. Where something follows the product, it can be kept.
   for (const LinearCase& c : std::vector<LinearCase>(cases)) {

@@ -2,11 +2,13 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <map>
 #include <new>
-#include <unordered_map>
+#include <utility>
+#include <vector>
 
 #include "simt.h"
 
@@ -93,9 +95,10 @@ class Region {
   size_t bytes_ = 0, mapped_ = 0;
 };
 
-std::map<const void*, Region> regions;             // by the address of the data
-std::unordered_map<size_t, Region> sharedRegions;  // by size: kernels ask for few sizes
-Region* shared = nullptr;
+std::map<const void*, Region> regions;  // by the address of the data
+// By size, of which kernels ask for few, and rank.
+std::map<std::pair<size_t, int>, Region> sharedRegions;
+std::vector<Region*> shared;  // in use, by rank
 size_t allocated = 0;
 
 // The allocation that begins at or before the address.
@@ -132,37 +135,43 @@ bool release(void* memory) {
 size_t allocatedBytes() { return allocated; }
 
 bool isGuard(const void* address) {
-  for (const Region* region :
-       {before(address), after(address), static_cast<const Region*>(shared)}) {
-    if (region && region->isGuard(address)) return true;
-  }
-  return false;
+  const auto guards = [=](const Region* region) { return region && region->isGuard(address); };
+  return guards(before(address)) || guards(after(address)) ||
+         std::any_of(shared.begin(), shared.end(), guards);
 }
 
 std::string nearest(const void* address) {
-  if (shared && shared->isGuard(address)) return shared->relation(address, "shared memory");
+  for (const Region* region : shared) {
+    if (region->isGuard(address)) return region->relation(address, "shared memory");
+  }
   for (const Region* region : {before(address), after(address)}) {
     if (region && region->isGuard(address)) return region->relation(address, "an allocation");
   }
   return "at no allocation";
 }
 
-void poisonShared(size_t bytes) {
+void poisonShared(int rank, size_t bytes) {
   if (bytes > kMostShared) fault("more shared memory than a block can have");
-  auto at = sharedRegions.find(bytes);
-  if (at == sharedRegions.end()) at = sharedRegions.emplace(bytes, Region(bytes)).first;
-  shared = &at->second;
-  std::memset(shared->data(), kPoison, bytes);
+  const auto key = std::make_pair(bytes, rank);
+  auto at = sharedRegions.find(key);
+  if (at == sharedRegions.end()) at = sharedRegions.emplace(key, Region(bytes)).first;
+  shared.resize(static_cast<size_t>(std::max(clusterSize(), rank + 1)));
+  shared[static_cast<size_t>(rank)] = &at->second;
+  std::memset(at->second.data(), kPoison, bytes);
 }
 
-bool sharedIsWhole() { return !shared || shared->whole(); }
+bool sharedIsWhole(int rank) { return shared[static_cast<size_t>(rank)]->whole(); }
 
-char* sharedMemory() { return shared->data(); }
+namespace {
+
+const Region& own() { return *shared[static_cast<size_t>(clusterRank())]; }
+
+}  // namespace
+
+char* sharedMemory() { return own().data(); }
 
 void checkShared(const void* address, size_t bytes, const char* what) {
-  if (!shared || !shared->contains(address, bytes)) {
-    fault(std::string(what) + " outside of shared memory");
-  }
+  if (!own().contains(address, bytes)) fault(std::string(what) + " outside of shared memory");
 }
 
 void checkGlobal(const void* address, size_t bytes, const char* what) {

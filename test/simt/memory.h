@@ -12,7 +12,8 @@ bool isGuard(const void* address);
 // "12 bytes after the end of an allocation of 96 bytes".
 std::string nearest(const void* address);
 
-void poisonShared(size_t bytes);
-bool sharedIsWhole();
+// Shared memory of the block with this rank in its cluster.
+void poisonShared(int rank, size_t bytes);
+bool sharedIsWhole(int rank);
 
 }  // namespace dit::simt

@@ -2,6 +2,7 @@
 #include "ptx_hopper_host.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <deque>
 #include <map>
@@ -166,6 +167,32 @@ void multiply(const Product& product, Products::Accumulator& into) {
   }
 }
 
+// The box to the shared memory of the current block.
+void copyBox(uint32_t address, const CUtensorMap& tensor,
+             const std::array<int64_t, CUtensorMap::kRank>& begin) {
+  size_t numbers = 1;
+  for (uint32_t d = 0; d < tensor.rank; d++) numbers *= tensor.box[d];
+  for (size_t i = 0; i < numbers; i++) {
+    bool inside = true;
+    const char* from = tensor.base;
+    size_t rest = i;
+    for (uint32_t d = 0; d < tensor.rank; d++) {
+      const int64_t at = begin[d] + static_cast<int64_t>(rest % tensor.box[d]);
+      rest /= tensor.box[d];
+      inside = inside && at >= 0 && at < static_cast<int64_t>(tensor.size[d]);
+      from += at * static_cast<int64_t>(tensor.stride[d]);
+    }
+    const auto offset = static_cast<uint32_t>(i * tensor.elementBytes);
+    char* const to = sharedAt(swizzled(address + offset, tensor.swizzleBytes));
+    if (inside) {
+      simt::checkGlobal(from, tensor.elementBytes, "TMA reads");
+      std::memcpy(to, from, tensor.elementBytes);
+    } else {
+      std::memset(to, 0, tensor.elementBytes);
+    }
+  }
+}
+
 }  // namespace
 
 void mbarrierInit(uint64_t* barrier, int arrivals) {
@@ -187,6 +214,12 @@ void mbarrierArrive(uint64_t* barrier) {
   b.advance();
 }
 
+void mbarrierArriveAt(uint64_t* barrier, int rank) {
+  const auto offset = reinterpret_cast<char*>(barrier) - simt::sharedMemory();
+  simt::inBlock(
+      rank, [=] { mbarrierArrive(reinterpret_cast<uint64_t*>(simt::sharedMemory() + offset)); });
+}
+
 void mbarrierWait(uint64_t* barrier, int parity) {
   const Mbarrier& b = mbarrier(barrier);
   while (static_cast<int>(b.phase % 2) == parity) {
@@ -195,7 +228,7 @@ void mbarrierWait(uint64_t* barrier, int parity) {
 }
 
 void loadBox(void* shared, const CUtensorMap* map, uint64_t* barrier, int rank, int x, int y, int z,
-             int w) {
+             int w, uint32_t blocks) {
   const CUtensorMap tensor = *map;
   if (static_cast<int>(tensor.rank) != rank) simt::fault("TMA: a map of another rank");
   const uint32_t rowBytes = tensor.box[0] * tensor.elementBytes;
@@ -211,31 +244,20 @@ void loadBox(void* shared, const CUtensorMap* map, uint64_t* barrier, int rank, 
   if (tensor.swizzleBytes != 0 && rowBytes != tensor.swizzleBytes) {
     simt::fault("TMA: the emulator knows boxes as wide as their swizzle");
   }
-  Mbarrier* const b = &mbarrier(barrier);
-  const int64_t begin[] = {x, y, z, w};
-  simt::deliverLater([=] {
-    for (size_t i = 0; i < numbers; i++) {
-      bool inside = true;
-      const char* from = tensor.base;
-      size_t rest = i;
-      for (int d = 0; d < rank; d++) {
-        const int64_t at = begin[d] + static_cast<int64_t>(rest % tensor.box[d]);
-        rest /= tensor.box[d];
-        inside = inside && at >= 0 && at < static_cast<int64_t>(tensor.size[d]);
-        from += at * static_cast<int64_t>(tensor.stride[d]);
-      }
-      const auto offset = static_cast<uint32_t>(i * tensor.elementBytes);
-      char* const to = sharedAt(swizzled(address + offset, tensor.swizzleBytes));
-      if (inside) {
-        simt::checkGlobal(from, tensor.elementBytes, "TMA reads");
-        std::memcpy(to, from, tensor.elementBytes);
-      } else {
-        std::memset(to, 0, tensor.elementBytes);
-      }
-    }
-    b->bytes -= static_cast<int64_t>(bytes);
-    b->advance();
-  });
+  const std::array<int64_t, CUtensorMap::kRank> begin = {x, y, z, w};
+  const auto barrierOffset = reinterpret_cast<char*>(barrier) - simt::sharedMemory();
+  for (int rank = 0; rank < simt::clusterSize(); rank++) {
+    if ((blocks >> rank & 1) == 0) continue;
+    simt::inBlock(rank, [&] {
+      auto* const own = reinterpret_cast<uint64_t*>(simt::sharedMemory() + barrierOffset);
+      Mbarrier* const b = &mbarrier(own);
+      simt::deliverLater([=] {
+        simt::inBlock(rank, [&] { copyBox(address, tensor, begin); });
+        b->bytes -= static_cast<int64_t>(bytes);
+        b->advance();
+      });
+    });
+  }
 }
 
 void queueProduct(const WarpgroupProduct& product) {

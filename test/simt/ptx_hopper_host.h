@@ -16,6 +16,7 @@ void mbarrierInit(uint64_t* barrier, int arrivals);
 inline void mbarrierInitFence() {}
 void mbarrierArriveExpect(uint64_t* barrier, int bytes);
 void mbarrierArrive(uint64_t* barrier);
+void mbarrierArriveAt(uint64_t* barrier, int rank);
 void mbarrierWait(uint64_t* barrier, int parity);
 
 // Whether a fence is missing cannot be seen here.
@@ -23,14 +24,21 @@ inline void asyncProxyFence() {}
 inline void prefetchTensorMap(const CUtensorMap*) {}
 
 void loadBox(void* shared, const CUtensorMap* map, uint64_t* barrier, int rank, int x, int y, int z,
-             int w);
+             int w, uint32_t blocks);
 inline void loadBox2(void* shared, const CUtensorMap* map, uint64_t* barrier, int x, int y) {
-  loadBox(shared, map, barrier, 2, x, y, 0, 0);
+  loadBox(shared, map, barrier, 2, x, y, 0, 0, 1u << simt::clusterRank());
+}
+inline void loadBox2(void* shared, const CUtensorMap* map, uint64_t* barrier, int x, int y,
+                     uint16_t blocks) {
+  loadBox(shared, map, barrier, 2, x, y, 0, 0, blocks);
 }
 inline void loadBox4(void* shared, const CUtensorMap* map, uint64_t* barrier, int x, int y, int z,
                      int w) {
-  loadBox(shared, map, barrier, 4, x, y, z, w);
+  loadBox(shared, map, barrier, 4, x, y, z, w, 1u << simt::clusterRank());
 }
+
+inline int clusterRank() { return simt::clusterRank(); }
+inline void clusterSync() { simt::clusterBarrier(); }
 
 enum class Swizzle : int { Bytes128 = 1, Bytes64 = 2, Bytes32 = 3 };
 

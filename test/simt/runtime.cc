@@ -64,8 +64,10 @@ cudaError_t launchKernel(const cudaLaunchConfig_t& config, const char* kernel,
                          std::function<void()> body) {
   const Dim3 grid = config.gridDim, block = config.blockDim;
   const size_t shared = config.dynamicSmemBytes;
+  unsigned cluster = 1;
+  for (unsigned i = 0; i < config.numAttrs; i++) cluster = config.attrs[i].val.clusterDim.x;
   if (grid.count() == 0 || block.count() == 0 || block.count() > kMostThreads || grid.y > 65535 ||
-      grid.z > 65535 || shared > kMostShared) {
+      grid.z > 65535 || shared > kMostShared || grid.x % cluster != 0) {
     return failed(cudaErrorInvalidConfiguration);
   }
   if (std::getenv("DIT_SIMT_TRACE")) {
@@ -73,7 +75,8 @@ cudaError_t launchKernel(const cudaLaunchConfig_t& config, const char* kernel,
                  grid.count(), block.count(), shared);
   }
   return queue(config.stream, [=, body = std::move(body)] {
-    if (!run(kernel, grid, block, shared, body)) sticky = cudaErrorLaunchFailure;
+    if (!run(kernel, grid, block, static_cast<int>(cluster), shared, body))
+      sticky = cudaErrorLaunchFailure;
     return sticky;
   });
 }

@@ -12,6 +12,7 @@
 #include <memory>
 #include <numeric>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "fiber.h"
@@ -49,6 +50,7 @@ class States {
 struct ThreadFiber {
   Fiber fiber;
   char* stack = nullptr;
+  struct Block* block = nullptr;
   Position position;
   bool finished = false;
   // While it waits.
@@ -73,6 +75,14 @@ struct Barrier {
 
 constexpr int kBarriers = 16;
 
+// What a block's threads share.
+struct Block {
+  int rank = 0;  // in its cluster
+  std::vector<std::vector<std::unique_ptr<Gathering>>> warps, warpgroups;
+  Barrier barriers[kBarriers];
+  States states;
+};
+
 // The kernel that runs, if any. A program emulates one device, on one thread at a time.
 struct Machine {
   const char* kernel = "";
@@ -81,13 +91,13 @@ struct Machine {
   size_t sharedBytes = 0;
 
   Fiber scheduler;
-  std::vector<std::unique_ptr<ThreadFiber>> threads;  // of the block that runs, then spare ones
+  std::vector<std::unique_ptr<ThreadFiber>> threads;  // of the cluster that runs, then spare ones
   size_t size = 0;                                    // threads of a block
   ThreadFiber* running = nullptr;
-  std::vector<std::vector<std::unique_ptr<Gathering>>> warps, warpgroups;
-  Barrier barriers[kBarriers];
+  std::vector<std::unique_ptr<Block>> cluster;
+  Block* current = nullptr;  // of the thread that runs, or that `inBlock` names
+  Barrier clusterBarrier;
   std::deque<std::function<void()>> undelivered;
-  States blockStates;
   std::string fault;
   uint64_t launches = 0;
 };
@@ -179,32 +189,36 @@ std::vector<size_t> order(std::mt19937_64& random, size_t threads) {
   return all;
 }
 
-void beginBlock(Dim3 block) {
-  machine.blockStates.clear();
+// `first`: the block of rank 0.
+void beginCluster(Dim3 first) {
   machine.undelivered.clear();
-  for (Barrier& barrier : machine.barriers) barrier = {};
-  machine.warps.clear();
-  machine.warps.resize(machine.size / kWarp + 1);
-  machine.warpgroups.clear();
-  machine.warpgroups.resize(machine.size / kMembers + 1);
-  poisonShared(machine.sharedBytes);
-  const Dim3& shape = machine.block;
-  for (size_t i = 0; i < machine.size; i++) {
-    ThreadFiber& thread = *machine.threads[i];
-    const unsigned at = static_cast<unsigned>(i);
-    thread.position = {.thread = {at % shape.x, at / shape.x % shape.y, at / (shape.x * shape.y)},
-                       .block = block,
-                       .linear = static_cast<int>(i)};
-    thread.finished = false;
-    thread.counter = nullptr;
-    thread.states.clear();
-    prepare(thread.fiber, thread.stack, threadMain, &thread);
+  machine.clusterBarrier = {};
+  for (size_t rank = 0; rank < machine.cluster.size(); rank++) {
+    machine.cluster[rank] = std::make_unique<Block>();
+    Block& block = *machine.cluster[rank];
+    block.rank = static_cast<int>(rank);
+    block.warps.resize(machine.size / kWarp + 1);
+    block.warpgroups.resize(machine.size / kMembers + 1);
+    poisonShared(block.rank, machine.sharedBytes);
+    const Dim3& shape = machine.block;
+    for (size_t i = 0; i < machine.size; i++) {
+      ThreadFiber& thread = *machine.threads[rank * machine.size + i];
+      const unsigned at = static_cast<unsigned>(i);
+      thread.block = &block;
+      thread.position = {.thread = {at % shape.x, at / shape.x % shape.y, at / (shape.x * shape.y)},
+                         .block = {first.x + static_cast<unsigned>(rank), first.y, first.z},
+                         .linear = static_cast<int>(i)};
+      thread.finished = false;
+      thread.counter = nullptr;
+      thread.states.clear();
+      prepare(thread.fiber, thread.stack, threadMain, &thread);
+    }
   }
 }
 
 std::string whoWaits() {
   std::string text;
-  for (size_t i = 0; i < machine.size; i++) {
+  for (size_t i = 0; i < machine.size * machine.cluster.size(); i++) {
     const ThreadFiber& thread = *machine.threads[i];
     if (thread.finished) continue;
     const bool again = i > 0 && !machine.threads[i - 1]->finished &&
@@ -214,10 +228,10 @@ std::string whoWaits() {
   return text;
 }
 
-bool runBlock(Dim3 block, std::mt19937_64& random) {
-  beginBlock(block);
-  const std::vector<size_t> turns = order(random, machine.size);
-  size_t left = machine.size;
+bool runCluster(Dim3 first, std::mt19937_64& random) {
+  beginCluster(first);
+  size_t left = machine.size * machine.cluster.size();
+  const std::vector<size_t> turns = order(random, left);
   while (left > 0) {
     bool moved = false;
     for (const size_t i : turns) {
@@ -225,12 +239,10 @@ bool runBlock(Dim3 block, std::mt19937_64& random) {
       if (thread.finished || (thread.counter && *thread.counter == thread.seen)) continue;
       thread.counter = nullptr;
       machine.running = &thread;
+      machine.current = thread.block;
       switchFiber(machine.scheduler, thread.fiber);
-      if (!machine.fault.empty()) {
-        machine.running = nullptr;
-        return false;
-      }
       machine.running = nullptr;
+      if (!machine.fault.empty()) return false;
       moved = true;
       if (thread.finished) left--;
     }
@@ -247,7 +259,11 @@ bool runBlock(Dim3 block, std::mt19937_64& random) {
   // What nobody waited for still happens.
   for (const auto& work : machine.undelivered) work();
   machine.undelivered.clear();
-  if (machine.fault.empty() && !sharedIsWhole()) record("wrote beyond the end of shared memory");
+  for (const auto& block : machine.cluster) {
+    if (machine.fault.empty() && !sharedIsWhole(block->rank)) {
+      record("wrote beyond the end of shared memory");
+    }
+  }
   return machine.fault.empty();
 }
 
@@ -274,6 +290,16 @@ void gather(Gathering& g, int member, const char* name, void* argument, Together
   g.generation++;
 }
 
+void arrive(Barrier& b, bool wait, const char* what) {
+  const uint64_t generation = b.generation;
+  if (++b.arrived == b.expected) {
+    b.arrived = 0;
+    b.generation++;
+  } else if (wait) {
+    waitForChange(&b.generation, generation, what);
+  }
+}
+
 }  // namespace
 
 const Position& position() { return machine.running->position; }
@@ -283,7 +309,7 @@ int threadsOfBlock() { return static_cast<int>(machine.size); }
 size_t sharedBytes() { return machine.sharedBytes; }
 const std::string& lastFault() { return machine.fault; }
 
-bool run(const char* kernel, Dim3 grid, Dim3 block, size_t sharedBytes,
+bool run(const char* kernel, Dim3 grid, Dim3 block, int cluster, size_t sharedBytes,
          const std::function<void()>& body) {
   machine.kernel = kernel;
   machine.grid = grid;
@@ -292,20 +318,23 @@ bool run(const char* kernel, Dim3 grid, Dim3 block, size_t sharedBytes,
   machine.size = block.count();
   machine.sharedBytes = sharedBytes;
   machine.fault.clear();
-  while (machine.threads.size() < machine.size) {
+  machine.cluster.resize(static_cast<size_t>(cluster));
+  while (machine.threads.size() < machine.size * machine.cluster.size()) {
     machine.threads.push_back(std::make_unique<ThreadFiber>());
     machine.threads.back()->stack = allocateStack();
   }
   const SignalGuard guard;
   std::mt19937_64 random(seed() * 1000003 + machine.launches++);
-  std::vector<size_t> blocks(grid.count());
-  std::iota(blocks.begin(), blocks.end(), 0);
-  std::shuffle(blocks.begin(), blocks.end(), random);
-  for (const size_t i : blocks) {
+  const unsigned width = grid.x / static_cast<unsigned>(cluster);  // clusters in a row
+  std::vector<size_t> clusters(size_t{width} * grid.y * grid.z);
+  std::iota(clusters.begin(), clusters.end(), 0);
+  std::shuffle(clusters.begin(), clusters.end(), random);
+  for (const size_t i : clusters) {
     const unsigned at = static_cast<unsigned>(i);
-    const Dim3 index = {at % grid.x, at / grid.x % grid.y, at / (grid.x * grid.y)};
+    const Dim3 first = {at % width * static_cast<unsigned>(cluster), at / width % grid.y,
+                        at / (width * grid.y)};
     try {
-      if (!runBlock(index, random)) return false;
+      if (!runCluster(first, random)) return false;
     } catch (const SchedulerFault&) {
       return false;
     }
@@ -330,13 +359,13 @@ void waitForChange(const uint64_t* counter, uint64_t seen, const char* what) {
 void warpOperation(uint32_t mask, const char* name, void* argument, Together together) {
   const Position& at = position();
   if ((mask >> at.lane() & 1) == 0) fault(std::string(name) + ": the lane is not in its own mask");
-  Gathering& g = gathering(machine.warps[static_cast<size_t>(at.warp())], {.low = mask});
+  Gathering& g = gathering(machine.current->warps[static_cast<size_t>(at.warp())], {.low = mask});
   gather(g, at.lane(), name, argument, together);
 }
 
 void warpgroupOperation(const char* name, void* argument, Together together) {
   const int thread = position().linear;
-  Gathering& g = gathering(machine.warpgroups[static_cast<size_t>(thread / kMembers)],
+  Gathering& g = gathering(machine.current->warpgroups[static_cast<size_t>(thread / kMembers)],
                            {.low = ~uint64_t{0}, .high = ~uint64_t{0}});
   gather(g, thread % kMembers, name, argument, together);
 }
@@ -346,26 +375,35 @@ void barrier(int number, int threads, bool wait) {
     // A whole block need not be whole warps.
     if (number != 0 || threads != threadsOfBlock()) fault("no such barrier");
   }
-  Barrier& b = machine.barriers[number];
+  Barrier& b = machine.current->barriers[number];
   if (b.arrived > 0 && b.expected != threads) fault("a barrier with two numbers of threads");
   b.expected = threads;
-  const uint64_t generation = b.generation;
-  if (++b.arrived == threads) {
-    b.arrived = 0;
-    b.generation++;
-  } else if (wait) {
-    waitForChange(&b.generation, generation, "a barrier");
-  }
+  arrive(b, wait, "a barrier");
+}
+
+int clusterSize() { return static_cast<int>(machine.cluster.size()); }
+int clusterRank() { return machine.current->rank; }
+
+void clusterBarrier() {
+  machine.clusterBarrier.expected = threadsOfBlock() * clusterSize();
+  arrive(machine.clusterBarrier, /*wait=*/true, "a barrier of the cluster");
+}
+
+void inBlock(int rank, const std::function<void()>& work) {
+  if (rank < 0 || rank >= clusterSize()) fault("no such block in the cluster");
+  Block* const before = std::exchange(machine.current, machine.cluster[rank].get());
+  work();
+  machine.current = before;
 }
 
 void deliverLater(std::function<void()> work) { machine.undelivered.push_back(std::move(work)); }
 
 void* findState(const void* key, bool ofThread) {
-  return (ofThread ? machine.running->states : machine.blockStates).find(key);
+  return (ofThread ? machine.running->states : machine.current->states).find(key);
 }
 
 void addState(const void* key, bool ofThread, void* state, void (*destroy)(void*)) {
-  (ofThread ? machine.running->states : machine.blockStates).add({key, state, destroy});
+  (ofThread ? machine.running->states : machine.current->states).add({key, state, destroy});
 }
 
 }  // namespace dit::simt

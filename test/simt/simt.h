@@ -46,8 +46,9 @@ Dim3 blockDim();
 char* sharedMemory();
 size_t sharedBytes();
 
-// Runs a kernel to its end. False after a fault, which `lastFault` describes.
-bool run(const char* kernel, Dim3 grid, Dim3 block, size_t sharedBytes,
+// Runs a kernel to its end, `cluster` blocks at a time, neighbours in x. False after a fault, which
+// `lastFault` describes.
+bool run(const char* kernel, Dim3 grid, Dim3 block, int cluster, size_t sharedBytes,
          const std::function<void()>& body);
 const std::string& lastFault();
 
@@ -79,6 +80,13 @@ void warpgroupOperation(const char* name, void* argument, Together together);
 // threads is __syncthreads.
 void barrier(int number, int threads, bool wait);
 int threadsOfBlock();
+
+// Blocks that run together: how many, which one this is, a barrier of all their threads.
+int clusterSize();
+int clusterRank();
+void clusterBarrier();
+// Does something with the shared memory and the state of another block of the cluster.
+void inBlock(int rank, const std::function<void()>& work);
 
 // Work that happens some time before it is waited for; here at the latest moment: when every thread
 // waits. In the order in which it was queued.
