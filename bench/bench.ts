@@ -15,7 +15,7 @@ import { type Results, report } from './report.js'
 
 const preface = `# Benchmark results
 
-\`npm run bench\` measures these; \`npm run bench -- --write\` writes this page.
+\`npm run bench\` measures these; \`npm run bench -- --write\` writes this page, but for its last two parts.
 
 The peer is onnxruntime-node 1.30, fp32 (it has no bf16 on x86), on a model written for it by
 \`peers/dit_onnx.ts\`: the same weights, read from the same file, fused attention and GELU, packed weights.
@@ -84,7 +84,7 @@ async function main(): Promise<void> {
   console.log(values.json ? JSON.stringify(results) : report(results))
   if (values.write) {
     const file = path.join(root, 'bench/RESULTS.md')
-    // What was measured elsewhere, by scripts/gpu-check, stays.
+    // What was measured elsewhere stays: by scripts/gpu-check, and of training.
     const elsewhere = readFileSync(file, 'utf8').split(`\n${gpuHeading}\n`)[1] ?? ''
     writeFileSync(file, `${preface}\n${report(results)}\n\n${gpuHeading}\n${elsewhere}`)
   }

@@ -1,15 +1,14 @@
 // From options to what the native part is to load.
 
-import { existsSync } from 'node:fs'
 import path from 'node:path'
 import type { ModelSpec } from '../bindings.js'
 import { adapt } from './adapt.js'
 import { chooseDevice } from './devices.js'
-import { DiTError } from './errors.js'
+import { invalidOption } from './errors.js'
 import { completeConfig } from './formats/dit_config.js'
 import { defaultSchedule } from './formats/schedule_config.js'
 import { resolveSource, resolveVae } from './formats/source.js'
-import type { DiTConfigInput, LoadedSource, WeightsChoice } from './formats/types.js'
+import type { DiTConfig, DiTConfigInput, LoadedSource, WeightsChoice } from './formats/types.js'
 import { Engine } from './jobs.js'
 import type { ClassNames } from './labels.js'
 import type { CreateOptions, DeviceOptions, LoadOptions } from './options.js'
@@ -56,7 +55,7 @@ export async function describeSource(source: string, given: LoadOptions): Promis
     ...(onProgress && { onProgress }),
   })
   const { notes, ...dit } = adapt(found.dit, given)
-  const sameClasses = dit.config.numClasses === found.dit.config.numClasses
+  const known = dit.config.numClasses === found.dit.config.numClasses ? (found.id2label ?? {}) : {}
   return {
     spec: {
       ...place,
@@ -74,7 +73,7 @@ export async function describeSource(source: string, given: LoadOptions): Promis
       ...(found.hub && { hub: found.hub }),
       ...(found.vae && { vae: found.vae.description }),
     },
-    classNames: (sameClasses && found.id2label) || {},
+    classNames: given.id2label ? named(given.id2label, dit.config) : known,
   }
 }
 
@@ -112,8 +111,15 @@ export async function describeFresh(
       notes: [],
       ...(vae && { vae: vae.description }),
     },
-    classNames: id2label,
+    classNames: named(id2label, complete),
   }
+}
+
+/** Throws ERR_DIT_OPTION for the name of a class that the model does not have. */
+function named(names: ClassNames, { numClasses }: DiTConfig): ClassNames {
+  const beyond = Object.keys(names).find((id) => Number(id) >= numClasses)
+  if (beyond === undefined) return names
+  throw invalidOption('id2label', `names of classes 0 to ${numClasses - 1}`, Number(beyond))
 }
 
 /** A VAE without a model: the native part has the smallest one beside it. @internal */
@@ -159,18 +165,11 @@ export async function openEngine(
 }
 
 /**
- * What the source 'demo' stands for: the bundled model; in a clone that has none yet, the small
- * trained one of the tests. As an option for `resolveSource`, empty for other sources.
+ * What the source 'demo' stands for: the model that comes with the package (demo/README.md). As an
+ * option for `resolveSource`, empty for other sources.
  *
  * @internal
  */
 export function demoOption(source: string): { demoPath?: string } {
-  if (source !== 'demo') return {}
-  const places = ['demo/model.safetensors', 'test/fixtures/fashion_dit/fashion.pt']
-  const found = places.map((place) => path.join(packageRoot, place)).find(existsSync)
-  if (found !== undefined) return { demoPath: found }
-  throw new DiTError(
-    'ERR_DIT_FILE',
-    "This copy of dit-native has no model for 'demo' yet. Load a file, a folder or a Hugging Face id",
-  )
+  return source === 'demo' ? { demoPath: path.join(packageRoot, 'demo/model.safetensors') } : {}
 }

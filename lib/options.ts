@@ -69,6 +69,8 @@ export interface LoadOptions extends DeviceOptions {
    * no class names then. The weights' own number changes nothing.
    */
   numClasses?: number
+  /** Names of the classes, instead of the source's own. */
+  id2label?: Record<number, string>
 }
 
 /** Options of `DiT.create`. */
@@ -220,6 +222,10 @@ export const deviceEntries = {
   onProgress: v.optional(callback<(progress: ModelProgress) => void>()),
 }
 
+const id2label = v.optional(
+  is<Record<number, string>>('an object from class numbers to names', isClassNames),
+)
+
 /** @internal */
 export const loadSchema = v.strictObject({
   ...deviceEntries,
@@ -236,6 +242,7 @@ export const loadSchema = v.strictObject({
   ),
   patchSize: v.optional(integer(1, 1024)),
   numClasses: v.optional(integer(1, 1 << 20)),
+  id2label,
 })
 
 /** @internal */
@@ -243,9 +250,7 @@ export const createSchema = v.strictObject({
   ...deviceEntries,
   seed: v.optional(seed),
   vae: v.optional(text),
-  id2label: v.optional(
-    is<Record<number, string>>('an object from class numbers to names', isClassNames),
-  ),
+  id2label,
   schedule: v.optional(
     v.strictObject(
       {

@@ -290,8 +290,11 @@ test('devices: the processor can be used, CUDA cannot and says why', async () =>
 
 test("load: 'demo' works offline", async () => {
   await using dit = await DiT.load('demo', { threads: 1 })
-  const [image] = await dit.sample(0, { steps: 2 })
-  assert.ok(image && image.width > 0)
+  const { config, classNames } = dit
+  assert.equal([config.latentSize, config.channels, config.numClasses], [[32, 32], 1, 10])
+  assert.is(Object.keys(classNames).length, 10)
+  const [image] = await dit.sample(['Sneaker'], { steps: 2, seed: 1 })
+  assert.equal([image?.label, image?.width, image?.height, image?.channels], [7, 32, 32, 1])
 })
 
 test('load: failures are DiTErrors', async () => {

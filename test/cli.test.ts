@@ -268,6 +268,14 @@ for (const [target, weights] of [
   })
 }
 
+test('convert: with names for the classes', async () => {
+  const out = path.join(temporaryFolder(), 'named.safetensors')
+  const { status, stderr } = await dit(['convert', fashion, out, '--class-names', 'shirt,trouser'])
+  assert.is(status, 0, stderr)
+  const { classNames } = (await ditJson('info', out)) as { classNames: object }
+  assert.equal(classNames, { 0: 'shirt', 1: 'trouser' })
+})
+
 test('convert: to bf16', async () => {
   const out = path.join(mkdtempSync(path.join(temporaryFolder(), 'out-')), 'model.safetensors')
   const { status, stdout, stderr } = await dit(['convert', fashion, out, '--dtype', 'bf16'])

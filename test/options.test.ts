@@ -102,6 +102,7 @@ test('load and create: wrong options', async () => {
     [{ latentSize: 0 }, /a positive integer or \[height, width\] for latentSize but got 0/],
     [{ latentSize: [8, 7] }, /multiples of the patch size, 2, for latentSize but got \[8,7\]/],
     [{ patchSize: 3 }, /a divisor of the latent's sides, 8×8, for patchSize but got 3/],
+    [{ id2label: { 9: 'x' } }, /names of classes 0 to \d for id2label but got 9/],
     [{ numClasses: 1.5 }, /an integer from 1 to 1048576 for numClasses but got 1.5/],
     [{ prescision: 'fp32' }, /Did you mean 'precision'\?/],
   ]

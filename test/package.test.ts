@@ -31,7 +31,13 @@ test('holds what a user needs and nothing else', () => {
   for (const name of [...named, 'README.md', 'LICENSE', 'CMakeLists.txt', 'native/ops/ops.h']) {
     assert.ok(files.includes(path.normalize(name)), `${name} is missing`)
   }
-  const folders = ['dist', 'native', 'scripts']
+  assert.equal(files.filter((file) => file.startsWith('demo/')).sort(), [
+    'demo/README.md',
+    'demo/grid.png',
+    'demo/loss.png',
+    'demo/model.safetensors',
+  ])
+  const folders = ['dist', 'native', 'scripts', 'demo']
   const others = files.filter((file) => !folders.includes(file.split('/')[0] ?? ''))
   assert.equal(others.sort(), ['CMakeLists.txt', 'LICENSE', 'README.md', 'package.json'])
 })

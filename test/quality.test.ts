@@ -325,7 +325,7 @@ test('npm run quality trains once, then samples and reports', async () => {
   const trained = statSync(path.join(cache, kept)).mtimeMs
 
   const record = JSON.parse(readFileSync(path.join(out, 'quality.json'), 'utf8'))
-  assert.equal([record.n, record.size, record.sampler, record.steps], [20, 16, 'ddpm', 2])
+  assert.equal([record.n, record.size, record.sampler, record.steps], [20, 16, 'dpm++', 2])
   assert.is(record.confusion.flat().length, 100)
   const sum = (list: number[]) => list.reduce((a, b) => a + b, 0)
   for (const row of record.confusion) assert.is(sum(row), 2)

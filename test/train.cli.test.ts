@@ -44,6 +44,7 @@ test('dit train: a model from images, and one line about it', async () => {
   const data = await imageFolder()
   const out = path.join(temporaryFolder(), 'run')
   const flags = ['--steps', '8', '--save-every', '4', '--flip', '--schedule', 'cosine']
+  flags.push('--class-names', 'a,b,standing')
   const grid = ['--sample-every', '8', '--sample-steps', '2', '--sample-rows', '1']
   const { stdout, stderr } = await train([
     ...common(data, out),
@@ -67,6 +68,7 @@ test('dit train: a model from images, and one line about it', async () => {
   const sampled = await dit(['sample', '--model', out, '--labels', 'standing', '--out', image])
   assert.is(sampled.status, 0, sampled.stderr)
   assert.match(sampled.stdout, /class 2 \(standing\)/)
+  assert.match(stderr, /class 0 is 'a' for the model, 'crossed' in the data/)
 })
 
 /** Runs `dit`, which gets each signal as soon as `when` is true. */

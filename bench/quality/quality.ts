@@ -1,4 +1,4 @@
-// npm run quality -- [--model=demo] [--n=1000] [--sampler=ddpm] [--steps=100] [--guidance=3] [--seed=1]
+// npm run quality -- [--model=demo] [--n=1000] [--sampler=dpm++] [--steps=25] [--guidance=2] [--seed=1]
 //                    [--no-clip] [--batch=100] [--threads=1] [--data=folder] [--cache=folder] [--out=folder]
 //
 // How good a model of Fashion-MNIST is. A small classifier, trained on the same data, says of n samples,
@@ -38,9 +38,9 @@ function readOptions() {
     options: {
       model: { type: 'string', default: 'demo' },
       n: { type: 'string', default: '1000' },
-      sampler: { type: 'string', default: 'ddpm' },
-      steps: { type: 'string', default: '100' },
-      guidance: { type: 'string', default: '3' },
+      sampler: { type: 'string', default: 'dpm++' },
+      steps: { type: 'string', default: '25' },
+      guidance: { type: 'string', default: '2' },
       seed: { type: 'string', default: '1' },
       'no-clip': { type: 'boolean', default: false },
       batch: { type: 'string', default: '100' },

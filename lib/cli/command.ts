@@ -22,6 +22,11 @@ export type PlaceFlags = Pick<LoadOptions, 'device' | 'precision' | 'threads'>
 /** How it is run. */
 export type DeviceFlags = PlaceFlags & Pick<LoadOptions, 'latentSize'>
 
+/** What its classes are called. */
+export interface NameFlags {
+  classNames?: Record<number, string>
+}
+
 /** What a command runs with: it ends when the signal says so. */
 export interface Context {
   signal: AbortSignal
@@ -78,6 +83,15 @@ export function addDeviceOptions(command: Command): Command {
   )
 }
 
+export function addNameOption(command: Command): Command {
+  return command.option('--class-names <list>', 'of classes 0, 1, …: cat,dog', values.classNames)
+}
+
+/** The same as an option of `DiT.load` and `DiT.create`. */
+export function nameOptions({ classNames }: NameFlags): { id2label?: Record<number, string> } {
+  return classNames ? { id2label: classNames } : {}
+}
+
 /** The keys of `from` that are there. */
 export function pick<T extends object, K extends keyof T>(from: T, ...keys: K[]): Pick<T, K> {
   return Object.fromEntries(
@@ -88,7 +102,7 @@ export function pick<T extends object, K extends keyof T>(from: T, ...keys: K[])
 /** Loads a model with progress, runs `use` with it, and closes it whatever happens. */
 export async function withModel<T>(
   source: string,
-  flags: SourceFlags & DeviceFlags & CommonFlags,
+  flags: SourceFlags & DeviceFlags & NameFlags & CommonFlags,
   { signal }: Context,
   use: (dit: DiT, progress: Progress, loadSeconds: number) => Promise<T>,
 ): Promise<T> {
@@ -99,6 +113,7 @@ export async function withModel<T>(
     dit = await DiT.load(source, {
       ...pick(flags, 'weights', 'config', 'vae', 'revision'),
       ...pick(flags, 'device', 'precision', 'threads', 'latentSize'),
+      ...nameOptions(flags),
       signal,
       onProgress: progress.load,
     })

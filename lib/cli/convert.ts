@@ -3,16 +3,18 @@
 import type { Command } from 'commander'
 import { Option } from 'commander'
 import {
+  addNameOption,
   addSourceOptions,
   type CommonFlags,
   type Context,
+  type NameFlags,
   newCommand,
   type SourceFlags,
   withModel,
 } from './command.js'
 import { duration } from './units.js'
 
-type ConvertFlags = CommonFlags & SourceFlags & { dtype?: 'fp32' | 'bf16' }
+type ConvertFlags = CommonFlags & SourceFlags & NameFlags & { dtype?: 'fp32' | 'bf16' }
 
 export function convertCommand(context: Context): Command {
   const command = newCommand('convert', 'write a model as safetensors')
@@ -22,6 +24,7 @@ export function convertCommand(context: Context): Command {
       new Option('--dtype <type>', 'default: as it came, or fp32').choices(['fp32', 'bf16']),
     )
   addSourceOptions(command)
+  addNameOption(command)
   return command.action((model: string, target: string, flags: ConvertFlags) =>
     convert(model, target, flags, context),
   )

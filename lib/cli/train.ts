@@ -9,9 +9,12 @@ import { type TrainOptions, trainSchema } from '../train/options.js'
 import { RunFolder } from '../train/run_folder.js'
 import {
   addDeviceOptions,
+  addNameOption,
   type CommonFlags,
   type Context,
   type DeviceFlags,
+  type NameFlags,
+  nameOptions,
   newCommand,
   pick,
   type SourceFlags,
@@ -32,6 +35,7 @@ const optionFlags = Object.keys(trainSchema.entries).filter(
 type TrainFlags = CommonFlags &
   SourceFlags &
   DeviceFlags &
+  NameFlags &
   Pick<LoadOptions, 'numClasses' | 'patchSize'> &
   Pick<TrainOptions, OptionFlag> & {
     data: string
@@ -95,6 +99,7 @@ export function trainCommand(context: Context): Command {
     .option('--patch-size <n>', 'of --model: resize its patches', values.integer(1))
     .option('--vae <source>', 'VAE of the model: a folder, a file or a Hugging Face id')
     .option('--revision <name>', 'branch, tag or commit of a Hugging Face repository')
+  addNameOption(command)
   addDeviceOptions(command)
   return command.action((flags: TrainFlags) => train(flags, context))
 }
@@ -190,7 +195,8 @@ function options(flags: TrainFlags): TrainOptions {
 async function openModel(flags: TrainFlags, signal: AbortSignal, progress: Progress): Promise<DiT> {
   const { model, config, out, resume } = flags
   const place = pick(flags, 'device', 'precision', 'threads')
-  const common = { ...place, ...pick(flags, 'vae'), signal, onProgress: progress.load }
+  const known = { ...pick(flags, 'vae'), ...nameOptions(flags) }
+  const common = { ...place, ...known, signal, onProgress: progress.load }
   const adapted = pick(flags, 'numClasses', 'latentSize', 'patchSize')
   const source = pick(flags, 'weights', 'config', 'revision')
   if (model !== undefined) return DiT.load(model, { ...common, ...source, ...adapted })

@@ -76,6 +76,11 @@ export function configOrFile(text: string): DiTConfigInput | string {
   }
 }
 
+/** `cat,dog`: the names of classes 0, 1, … */
+export function classNames(text: string): Record<number, string> {
+  return { ...names(text) }
+}
+
 /** `auto` or a number of rows. */
 export function batchSize(text: string): number | 'auto' {
   return text === 'auto' ? text : integer(1)(text)

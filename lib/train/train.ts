@@ -3,7 +3,7 @@
 import { mkdir } from 'node:fs/promises'
 import path from 'node:path'
 import type { DataBatch, OpenData, TrainingData } from '../data/types.js'
-import { DiTError, invalidOption } from '../errors.js'
+import { DiTError, invalidOption, show } from '../errors.js'
 import type { VaeConfig } from '../formats/types.js'
 import { downscale } from '../sampling.js'
 import { readState } from './checkpoint.js'
@@ -191,7 +191,15 @@ class Training {
       const message = `The model has ${numClasses} classes, the data ${data.numClasses}`
       yield { type: 'warning', step: trainer.steps, message }
     }
-    if (Object.keys(host.model.classNames).length === 0) host.nameClasses(data.classNames)
+    const known = host.model.classNames
+    if (Object.keys(known).length === 0) host.nameClasses(data.classNames)
+    const other = data.classNames.findIndex((name, i) => name !== (known[i] ?? name))
+    if (other >= 0) {
+      const message =
+        `class ${other} is ${show(known[other])} for the model, ${show(data.classNames[other])} in the ` +
+        'data: it is trained as that class'
+      yield { type: 'warning', step: trainer.steps, message }
+    }
     yield {
       type: 'start',
       step: trainer.steps,
