@@ -10,15 +10,18 @@ enum class Residual { None, InPlace, Separate };
 
 struct ConvCase {
   oracle::ConvShape shape;
-  DType type;
+  Precision precision;
   Residual residual = Residual::None;
   bool prepared = false;      // the weight knows that it will upsample
   DType stored = DType::F32;  // type of the weight's values
 
+  DType type() const { return precision == Precision::BF16 ? DType::BF16 : DType::F32; }
+
   std::string name() const {
     const char* residuals[] = {"", "-in-place", "-separate"};
-    return detail::concat("conv2d/", dtypeName(type), shape.upsample ? "/upsample" : "/plain",
-                          prepared ? "-prepared" : "", residuals[static_cast<int>(residual)],
+    return detail::concat("conv2d/", precision == Precision::TF32 ? "TF32" : dtypeName(type()),
+                          shape.upsample ? "/upsample" : "/plain", prepared ? "-prepared" : "",
+                          residuals[static_cast<int>(residual)],
                           stored == DType::BF16 ? "-stored-bf16" : "", "/", shape.n, "x", shape.h,
                           "x", shape.w, "x", shape.ci, "-", shape.co, "-k", shape.kh, "x", shape.kw,
                           "-s", shape.stride, "-p", shape.padTop, shape.padLeft, shape.padBottom,
@@ -28,15 +31,18 @@ struct ConvCase {
 
 Precision precisionOf(DType type) { return type == DType::BF16 ? Precision::BF16 : Precision::F32; }
 
-std::unique_ptr<PreparedWeight> prepare(Test& test, const Values& w, DType type, bool upsample) {
+std::unique_ptr<PreparedWeight> prepare(Test& test, const Values& w, Precision precision,
+                                        bool upsample) {
   const std::vector<float> floats = w.as<float>();
   std::vector<uint16_t> halves;
   for (float value : floats) halves.push_back(floatToBf16(value));
   const bool bf16 = w.dtype == DType::BF16;
   void* data = bf16 ? static_cast<void*>(halves.data()) : const_cast<float*>(floats.data());
-  return test.ops().prepareConv({.values = Tensor(data, w.dtype, w.shape),
-                                 .precision = precisionOf(type),
-                                 .upsample = upsample});
+  return test.ops().prepareConv(
+      {.values = Tensor(data, w.dtype, w.shape), .precision = precision, .upsample = upsample});
+}
+std::unique_ptr<PreparedWeight> prepare(Test& test, const Values& w, DType type, bool upsample) {
+  return prepare(test, w, precisionOf(type), upsample);
 }
 
 Conv2dArgs argsOf(const oracle::ConvShape& s) {
@@ -50,12 +56,23 @@ Conv2dArgs argsOf(const oracle::ConvShape& s) {
   return args;
 }
 
-// Where the device has no bf16, asking for it must say so.
-bool precisionIsHere(Test& test, DType type) {
-  if (test.backend().supports(precisionOf(type))) return true;
+// Where the device has no bf16 or TF32, asking for it must say so.
+bool precisionIsHere(Test& test, Precision precision) {
+  if (test.backend().supports(precision)) return true;
   const Values w = test.random(DType::F32, {1, 1, 1, 1});
-  EXPECT_ERROR(Device, prepare(test, w, type, false));
+  EXPECT_ERROR(Device, prepare(test, w, precision, false));
   return false;
+}
+bool precisionIsHere(Test& test, DType type) { return precisionIsHere(test, precisionOf(type)); }
+
+// The nearest TF32: 10 bits after the point, ties away from 0.
+Values roundedToTf32(Values values) {
+  for (double& value : values.v) {
+    int exponent = 0;
+    const double fraction = std::frexp(value, &exponent);
+    value = std::ldexp(std::round(std::ldexp(fraction, 11)), exponent - 11);
+  }
+  return values;
 }
 
 // Image i of [N, ...].
@@ -67,22 +84,23 @@ Values image(const Values& all, int64_t i) {
 }
 
 void checkConv(Test& test, const ConvCase& c) {
-  if (!precisionIsHere(test, c.type)) return;
+  if (!precisionIsHere(test, c.precision)) return;
   const oracle::ConvShape& s = c.shape;
+  const DType type = c.type();
   const double scale = 1 / std::sqrt(static_cast<double>(s.ci * s.kh * s.kw));
-  const Values x = test.random(c.type, {s.n, s.h, s.w, s.ci});
+  const Values x = test.random(type, {s.n, s.h, s.w, s.ci});
   const Values w = test.random(c.stored, {s.co, s.ci, s.kh, s.kw}, scale);
   const Shape outShape{s.n, s.outHeight(), s.outWidth(), s.co};
   // Smaller than the sums of products, which are of size 1: on processors without AVX-512 oneDNN's
   // sums begin with bias and residual, so that every addition rounds at their size, while the naive
   // run adds them last.
   const Values bias = test.random(DType::F32, {s.co}, 0.25);
-  const Values residual = test.random(c.type, outShape, 0.5);
-  const auto weight = prepare(test, w, c.type, c.prepared);
+  const Values residual = test.random(type, outShape, 0.5);
+  const auto weight = prepare(test, w, c.precision, c.prepared);
 
   std::vector<char> bits;
   auto run = [&](const Values& in, const Values& added) {
-    DeviceTensor y = test.output(c.type, added.shape);
+    DeviceTensor y = test.output(type, added.shape);
     Conv2dArgs args = argsOf(s);
     args.x = test.upload(in);
     args.weight = weight.get();
@@ -99,17 +117,20 @@ void checkConv(Test& test, const ConvCase& c) {
     return y.download();
   };
 
-  // The naive run has its weights in the type of the convolution, the true result has not.
+  // The naive run has its factors in the precision of the convolution, the true result has not.
   const Values got = run(x, residual);
   const std::vector<char> together = bits;
-  const Values used = Values::of(c.type, w.shape, w.v);
-  auto want = [&]<typename T>(T, const Values& weights) {
-    return oracle::conv2d<T>(s, x.as<T>(), weights.as<T>(), bias.as<T>(),
+  const auto used = [&](const Values& factors) {
+    return c.precision == Precision::TF32 ? roundedToTf32(factors)
+                                          : Values::of(type, factors.shape, factors.v);
+  };
+  auto want = [&]<typename T>(T, const Values& image, const Values& weights) {
+    return oracle::conv2d<T>(s, image.as<T>(), weights.as<T>(), bias.as<T>(),
                              c.residual == Residual::None ? std::vector<T>{} : residual.as<T>());
   };
-  const std::vector<float> naive = want(float{}, used);
+  const std::vector<float> naive = want(float{}, used(x), used(w));
   const std::string problem =
-      compare(got, want(double{}, w), std::vector<double>(naive.begin(), naive.end()));
+      compare(got, want(double{}, x, w), std::vector<double>(naive.begin(), naive.end()));
   EXPECT(problem.empty(), problem);
 
   // The same bits for each image alone.
@@ -159,16 +180,29 @@ DIT_CASES(convCases) {
       cases.push_back(c);
     }
   };
-  for (DType type : {DType::F32, DType::BF16}) {
-    for (const oracle::ConvShape& shape : shapes) add({.shape = shape, .type = type});
+  // So many pixels and channels that a GPU takes its largest tiles.
+  const oracle::ConvShape large[] = {
+      {1, 79, 78, 16, 136, 3, 3, 1, 1, 1, 1, 1},
+      {2, 64, 97, 40, 130, 1, 1},
+      {1, 40, 39, 16, 136, 3, 3, 1, 1, 1, 1, 1, true},
+  };
+  for (Precision precision : {Precision::F32, Precision::TF32, Precision::BF16}) {
+    for (const oracle::ConvShape& shape : shapes) add({.shape = shape, .precision = precision});
     for (const oracle::ConvShape& shape : upsampled) {
-      add({.shape = shape, .type = type});
-      add({.shape = shape, .type = type, .prepared = true});
-      cases.push_back({.shape = shape, .type = type, .prepared = true, .stored = DType::BF16});
+      add({.shape = shape, .precision = precision});
+      add({.shape = shape, .precision = precision, .prepared = true});
+      cases.push_back(
+          {.shape = shape, .precision = precision, .prepared = true, .stored = DType::BF16});
     }
-    for (const oracle::ConvShape& shape : others) add({.shape = shape, .type = type});
-    cases.push_back({.shape = others[0], .type = type, .prepared = true});
-    cases.push_back({.shape = shapes[1], .type = type, .stored = DType::BF16});
+    for (const oracle::ConvShape& shape : others) add({.shape = shape, .precision = precision});
+    for (const oracle::ConvShape& shape : large) {
+      cases.push_back({.shape = shape,
+                       .precision = precision,
+                       .residual = Residual::Separate,
+                       .prepared = shape.upsample});
+    }
+    cases.push_back({.shape = others[0], .precision = precision, .prepared = true});
+    cases.push_back({.shape = shapes[1], .precision = precision, .stored = DType::BF16});
   }
   for (const ConvCase& c : cases) {
     addCase(CaseKind::Plain, c.name(), [c](Test& test) { checkConv(test, c); });
@@ -254,13 +288,15 @@ DIT_BENCH("conv2d/sd-vae") {
       {256, 256, 128, 1, false, false}, {256, 128, 128, 3, false, true},
       {256, 128, 3, 3, false, false},
   };
-  for (DType type : {DType::F32, DType::BF16}) {
-    if (!precisionIsHere(test, type)) continue;
+  for (Precision precision : {Precision::F32, Precision::TF32, Precision::BF16}) {
+    if (!precisionIsHere(test, precision)) continue;
+    const DType type = precision == Precision::BF16 ? DType::BF16 : DType::F32;
+    const char* const name = precision == Precision::TF32 ? "TF32" : dtypeName(type);
     for (const Layer& layer : layers) {
       const int64_t pad = layer.kernel / 2, side = layer.side * (layer.upsample ? 2 : 1);
       const Values w =
           test.random(DType::F32, {layer.co, layer.ci, layer.kernel, layer.kernel}, 0.02);
-      const auto weight = prepare(test, w, type, layer.upsample);
+      const auto weight = prepare(test, w, precision, layer.upsample);
       const Tensor x = test.upload(test.random(type, {1, layer.side, layer.side, layer.ci}));
       DeviceTensor y = test.output(type, {1, side, side, layer.co});
       y.upload(test.random(type, y.tensor().shape));
@@ -275,8 +311,8 @@ DIT_BENCH("conv2d/sd-vae") {
                             .padRight = pad,
                             .upsample = layer.upsample};
       // Upsampling counts as it is defined, 3 x 3 taps an output; four 2 x 2 kernels do with 4/9.
-      test.bench(detail::concat("conv2d ", dtypeName(type), " ", layer.side, "^2 ", layer.ci, "-",
-                                layer.co, " k", layer.kernel, layer.upsample ? " upsample" : "",
+      test.bench(detail::concat("conv2d ", name, " ", layer.side, "^2 ", layer.ci, "-", layer.co,
+                                " k", layer.kernel, layer.upsample ? " upsample" : "",
                                 layer.residual ? " + residual" : ""),
                  2.0 * static_cast<double>(side * side * layer.ci * layer.co * layer.kernel *
                                            layer.kernel),
