@@ -5,14 +5,14 @@
 // one for each of the output's pixels (2 i + p, 2 j + q): along each axis the three taps fall on
 // two pixels. For p = 0 these are i - 1 (tap 0) and i (taps 1 and 2), for p = 1 they are i (taps 0
 // and 1) and i + 1 (tap 2). The weights are summed in fp32 and rounded once, which costs no
-// precision, and 4/9 of the operations remain: of the Stable Diffusion decoder's 1.24 TFLOP at 256
-// x 256 a quarter is in these three layers. The phases are one launch. Where other kernels meet an
+// precision, and 4/9 of the operations remain: of the 0.62 TFLOP of the Stable Diffusion decoder at
+// 256 x 256, 0.17 are in these three layers. The phases are one launch. Where other kernels meet an
 // upsampled image, the copies read each pixel at half its coordinates.
 //
-// What to expect on an H100: the decoder at 256 is 1.1 TFLOP with the four phases, nearly all of it
-// with K = 1152 to 4608 and 128 or more channels. mma.sync reaches about 60 % of what wgmma does
-// there; at 350 TFLOP/s that is 3 ms. Memory is no bound: an activation of [256, 256, 128] in bf16
-// is 16 MB, 6 us, beside 19 GFLOP, 55 us.
+// What to expect on an H100: with the four phases that decoder is 0.52 TFLOP, nearly all of it with
+// K = 1152 to 4608 and 128 or more channels. At wgmma's 600 TFLOP/s that were 0.9 ms; mma.sync
+// reaches about 60 % of it there, so 1.5 ms. Memory is no bound: an activation of [256, 256, 128]
+// in bf16 is 16 MB, 6 us, beside 19 GFLOP, 55 us.
 #include <cstring>
 #include <limits>
 #include <memory>
@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "cuda/conv.cuh"
+#include "cuda/device_memory.h"
 #include "cuda/dispatch.h"
 #include "cuda/kernels.h"
 
@@ -29,20 +30,14 @@ namespace {
 
 constexpr int64_t kMaxInt = std::numeric_limits<int>::max();
 
-struct FreeDevice {
-  // Waits for the work under way. Nobody is left to hear of an error.
-  void operator()(void* memory) const { static_cast<void>(cudaFree(memory)); }
-};
-
 struct ConvWeight final : PreparedWeight {
   int64_t co = 0, ci = 0, kh = 0, kw = 0;  // of a phase, where there are some
   Precision precision = Precision::F32;
   bool phases = false;
   int64_t steps = 0;
-  std::unique_ptr<void, FreeDevice> values;  // [phases][co][steps kStep]
-  size_t size = 0;
+  DeviceMemory values;  // [phases][co][steps kStep]
 
-  size_t bytes() const override { return size; }
+  size_t bytes() const override { return values.bytes(); }
   DType type() const { return precision == Precision::BF16 ? DType::BF16 : DType::F32; }
 };
 
@@ -103,7 +98,7 @@ std::vector<float> floats(const Tensor& values) {
 
 enum class TileSize : uint8_t { Large, Small, Narrow };
 
-// Large: 64 FLOP for every byte that a block reads, 70 KB of shared memory and 128 registers for
+// Large: 64 FLOP for every byte that a block reads, 69 KB of shared memory and 128 registers for
 // each of 256 threads: two blocks on a multiprocessor, so that one's epilogue runs beside the
 // other's products. Small: for images that large tiles would not spread over the device (at 32 x 32
 // pixels and 512 channels 128 tiles instead of 32), and for few channels. Narrow: a picture's 3
@@ -183,13 +178,10 @@ std::unique_ptr<PreparedWeight> prepareConv(Context& context, const ConvWeightAr
     }
   }
 
-  weight->size = host.size();
-  void* memory = nullptr;
-  DIT_CUDA(cudaMalloc(&memory, host.size()));
-  weight->values.reset(memory);
+  weight->values = DeviceMemory(host.size());
   // From pageable memory, which CUDA has read when the call returns.
-  DIT_CUDA(
-      cudaMemcpyAsync(memory, host.data(), host.size(), cudaMemcpyHostToDevice, context.stream));
+  DIT_CUDA(cudaMemcpyAsync(weight->values.data(), host.data(), host.size(), cudaMemcpyHostToDevice,
+                           context.stream));
   return weight;
 }
 
@@ -225,7 +217,7 @@ void conv2d(Context& context, const Conv2dArgs& args) {
   const int64_t perPiece = 16 / elementSize;
   const conv::Convolution c = {
       .x = x.data,
-      .weight = weight->values.get(),
+      .weight = weight->values.data(),
       .bias = args.bias.as<float>(),
       .residual = args.residual.data,
       .y = y.data,

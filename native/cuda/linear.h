@@ -1,36 +1,12 @@
 #pragma once
 
 #include "cuda/context.h"
+#include "cuda/device_memory.h"
 #include "ops/ops.h"
 
 // Products with a weight: what linear.cu, linear_backward.cu and Hopper's linear_sm90.cu share.
 
 namespace dit::cuda {
-
-// Device memory with an owner.
-class DeviceMemory {
- public:
-  DeviceMemory() = default;
-  explicit DeviceMemory(size_t bytes) : bytes_(bytes) { DIT_CUDA(cudaMalloc(&data_, bytes)); }
-  DeviceMemory(DeviceMemory&& other) noexcept
-      : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
-  DeviceMemory& operator=(DeviceMemory&& other) noexcept {
-    std::swap(data_, other.data_);
-    std::swap(bytes_, other.bytes_);
-    return *this;
-  }
-  // Waits for the work under way. Nobody is left to hear of an error.
-  ~DeviceMemory() {
-    if (data_) static_cast<void>(cudaFree(data_));
-  }
-
-  void* data() const { return data_; }
-  size_t bytes() const { return bytes_; }
-
- private:
-  void* data_ = nullptr;
-  size_t bytes_ = 0;
-};
 
 // W [N, K], row-major, so that the sums of y = x W^T run along rows of both: a copy of our own, or
 // the optimiser's matrix where it lies.
