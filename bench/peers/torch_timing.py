@@ -139,6 +139,8 @@ class Bench:
     def compile(self, function, tuned=False):
         """`function` under torch.compile, without its own CUDA graphs: `measure` makes them. Tuned,
         it also tries its own products against cuBLAS's, which takes a minute."""
+        # A function that was compiled too often, be it for other sizes, would run as it is.
+        torch.compiler.reset()
         mode = "max-autotune-no-cudagraphs" if tuned else "default"
         return torch.compile(function, mode=mode, dynamic=False)
 

@@ -124,8 +124,13 @@ class Archive {
     return file
   }
 
-  addProgram(from, to) {
+  add(from, to) {
     copyFileSync(from, this.place(to))
+  }
+
+  /** Without what only a debugger reads. */
+  addStripped(from, to) {
+    this.add(from, to)
     run('strip', '--strip-unneeded', path.join(this.folder, to))
   }
 
@@ -163,8 +168,8 @@ function packBase(libraries) {
   console.error('gpu-check pack: compressing Node, oneDNN and npm packages')
   rmSync(record, { force: true })
   const base = new Archive('base')
-  base.addProgram(process.execPath, 'gpu/bin/node')
-  for (const [name, from] of libraries) base.addProgram(from, `gpu/lib/${name}`)
+  base.addStripped(process.execPath, 'gpu/bin/node')
+  for (const [name, from] of libraries) base.addStripped(from, `gpu/lib/${name}`)
   for (const folder of packages) base.addTree(folder)
   base.write()
   writeFileSync(record, made)
@@ -179,7 +184,7 @@ function packProject({ cuda, emulator, selfContained }) {
   for (const name of binaries) {
     const from = path.join(root, 'build/Release', name)
     if (!existsSync(from)) fail(`the build made no build/Release/${name}`)
-    project.addProgram(from, `build/Release/${name}`)
+    project.add(from, `build/Release/${name}`)
   }
   project.addTree('dist')
   project.addTree('package.json')
