@@ -18,6 +18,8 @@ const value = (name) => args[args.indexOf(name) + 1]
 const names = ['a/good', 'b/crashes', 'c/fails', 'd/fails beside others', 'e/good', 'f/good']
 const wanted = args.filter((arg) => arg.startsWith('=')).map((arg) => arg.slice(1))
 if (args.includes('--bench')) {
+  if (wanted[0] === 'ops/xl/attention/bf16') process.exit(3)
+  if (wanted[0] !== 'ops/xl/linear/bf16') process.exit(0)
   const line = { side: 'dit-native', label: 'op 8x8 bf16', seconds: 2e-6, flops: 4e6 }
   appendFileSync(value('--json'), JSON.stringify(line) + '\\n{"half a li')
   process.exit(0)
@@ -118,7 +120,9 @@ test('correct: what cannot be run here is said, and is no success', () => {
 test('bench: joins by label, takes the fastest way of the peer', () => {
   const run = gpuCheck(payload(), 'bench', '--parts', 'ceilings,ops')
   if (run === undefined) return
-  assert.is(run.status, 0, run.stdout)
+  // One of our cases ended badly: that is said, and the others are there.
+  assert.is(run.status, 1)
+  assert.match(run.table, /=ops\/xl\/attention\/bf16 ended with status 3, 1 lines/)
   // 2 µs against 3: a half more; 2 of the ceiling's 4 TFLOP/s.
   assert.match(run.table, /op 8x8 bf16 \| 2.0 µs .* 50 % .* 3.0 µs .* compiled \| 1.50 /)
   assert.match(run.table, /Not measured on our side: other 1 bf16\./)
