@@ -1,5 +1,7 @@
 #pragma once
 
+#include <functional>
+
 #include "oracle.h"
 
 // The oracle of attentionBackward, and of what attention keeps for it.
@@ -33,11 +35,12 @@ Vector<T> attentionLogSumExp(int64_t rows, int64_t tokens, int64_t c, int64_t he
   return y;
 }
 
-// qkv [R, T, 3C], y and dY [R, T, C], logSumExp [R, heads, T] -> dQkv [R, T, 3C].
-template <typename T>
+// qkv [R, T, 3C], y and dY [R, T, C], logSumExp [R, heads, T] -> dQkv [R, T, 3C]. asFactor rounds P
+// and dS where they are factors of a product.
+template <typename T, typename Round = std::identity>
 Vector<T> attentionBackward(int64_t rows, int64_t tokens, int64_t c, int64_t heads,
                             const Vector<T>& qkv, const Vector<T>& y, const Vector<T>& logSumExp,
-                            const Vector<T>& dY) {
+                            const Vector<T>& dY, const Round& asFactor = {}) {
   const int64_t d = c / heads;
   const T scale = number<T>(1) / std::sqrt(number<T>(d));
   Vector<T> dQkv(qkv.size());
@@ -56,11 +59,11 @@ Vector<T> attentionBackward(int64_t rows, int64_t tokens, int64_t c, int64_t hea
           for (int64_t a = 0; a < d; a++) s += q[a] * k[a];
           for (int64_t a = 0; a < d; a++) dP += dYi[a] * v[a];
           const T p = std::exp(s * scale - logSumExp[(r * heads + h) * tokens + i]);
-          const T dS = p * (dP - delta) * scale;
+          const T dS = asFactor(p * (dP - delta) * scale), weight = asFactor(p);
           for (int64_t a = 0; a < d; a++) {
             dQ[a] += dS * k[a];
             dK[a] += dS * q[a];
-            dV[a] += p * dYi[a];
+            dV[a] += weight * dYi[a];
           }
         }
       }
