@@ -17,11 +17,13 @@
 
 namespace dit {
 
+// The functions are static: native/cpu/simd compiles them once for each instruction set, and the
+// linker must not take one of these copies for all.
 struct Philox4 {
   uint32_t v[4];
 };
 
-DIT_HOST_DEVICE inline Philox4 philox(uint64_t key, Philox4 counter) {
+DIT_HOST_DEVICE static inline Philox4 philox(uint64_t key, Philox4 counter) {
   uint32_t k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(key >> 32);
   for (int round = 0; round < 10; round++) {
     const uint64_t p0 = static_cast<uint64_t>(0xD2511F53u) * counter.v[0];
@@ -46,15 +48,15 @@ enum class NoiseStream : uint32_t {
 };
 
 // A uniform number in (0, 1): an odd multiple of 2^-25, so never 0 and never 1.
-DIT_HOST_DEVICE inline float uniformOpen(uint32_t bits) {
+DIT_HOST_DEVICE static inline float uniformOpen(uint32_t bits) {
   const float u = (static_cast<float>(bits >> 8) + 0.5f) * 5.9604644775390625e-8f;  // 2^-24
   return u;
 }
 
 // Four standard normal numbers (Box-Muller) for elements 4 * block .. 4 * block + 3 of a tensor.
 // `index` tells apart the tensors of one stream: the step of a sampler, the number of a weight.
-DIT_HOST_DEVICE inline void normal4(uint64_t seed, NoiseStream stream, uint32_t index,
-                                    uint64_t block, float out[4]) {
+DIT_HOST_DEVICE static inline void normal4(uint64_t seed, NoiseStream stream, uint32_t index,
+                                           uint64_t block, float out[4]) {
   const Philox4 bits =
       philox(seed, {{static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32), index,
                      static_cast<uint32_t>(stream)}});

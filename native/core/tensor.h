@@ -70,15 +70,16 @@ struct Tensor {
   Tensor reshape(Shape other) const;
 };
 
-// bfloat16 is the upper half of a float; rounding is to nearest, ties to even; NaN stays NaN.
-inline float bf16ToFloat(uint16_t bits) {
+// Static, as in rng.h. bfloat16 is the upper half of a float; rounding is to nearest, ties to even;
+// NaN stays NaN.
+static inline float bf16ToFloat(uint16_t bits) {
   const uint32_t wide = static_cast<uint32_t>(bits) << 16;
   float value;
   __builtin_memcpy(&value, &wide, sizeof(value));
   return value;
 }
 
-inline uint16_t floatToBf16(float value) {
+static inline uint16_t floatToBf16(float value) {
   uint32_t bits;
   __builtin_memcpy(&bits, &value, sizeof(bits));
   if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 0x40);

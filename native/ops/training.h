@@ -85,7 +85,8 @@ struct SiluBackwardArgs {
   Tensor dX;  // F32, the same shape; may be dY itself
 };
 
-// dTable[label[e]] += dY[e], e ascending. (The gradient of t is dY itself.) Labels are 0 .. rows-1.
+// dTable[label[e]] += dY[e], e ascending. (The gradient of t is dY itself.) Labels are 0 .. rows -
+// 1: the CPU refuses others, a GPU, whose labels the host does not see, leaves them out.
 struct ConditionEmbeddingBackwardArgs {
   Tensor dY;      // [E, C] F32
   Tensor label;   // [E] I32
