@@ -24,6 +24,7 @@
 // A head's bits depend on its own row only: every sum's order follows from T, d and the precision.
 #include <cmath>
 
+#include "cuda/attention_sm90.h"
 #include "cuda/attention_tiles.cuh"
 #include "cuda/dispatch.h"
 #include "cuda/kernels.h"
@@ -199,6 +200,9 @@ void attention(Context& context, const AttentionArgs& args) {
   const int64_t rows = args.y.shape[0], tokens = args.y.shape[1], c = args.y.shape[2];
   const int64_t d = c / args.heads;
   if (args.y.count() == 0) return;
+  if (context.arch == Arch::Sm90a && hopper::attentionFits(args)) {
+    return hopper::attention(context, args);
+  }
   withAttentionShape<ForwardShape>(args.qkv.dtype, args.tf32, d, [&]<typename Shape>(Shape) {
     const int64_t blocks = divideUp(tokens, Shape::kOwn);
     const ForwardParameters parameters = {
