@@ -171,6 +171,9 @@ def node(payload, device, report, log, args):
     """Its script prints a line for each check, the last line is a summary as JSON."""
     picture = os.path.join(machine.out_folder(), "sample.png")
     script = os.path.join(machine.ROOT, "scripts/gpu/node_path.cjs")
+    if not os.path.exists(payload.node):
+        report.add("Node: load to PNG", 0, 0, "not run: the payload has no node.tar.xz")
+        return
     command = [payload.node, script, payload.folder, payload.fixtures, device, picture]
     ended = run(command, NODE_LIMIT, payload.environment())
     log.add("Node", ended.output)

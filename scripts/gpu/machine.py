@@ -4,6 +4,7 @@ a time limit each, and the files that are left under $OUT.
 A GPU machine returns few files: each command leaves a table (.md), results (.json) and a log.
 """
 
+import hashlib
 import json
 import os
 import select
@@ -15,7 +16,7 @@ import tarfile
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-ARCHIVES = ("base.tar.xz", "project.tar.xz")
+ARCHIVES = ("node.tar.xz", "libraries.tar.xz", "project.tar.xz")
 ARCH = "DIT_CUDA_ARCH"  # the variable that chooses a family of kernels
 FAMILIES = ("sm_90a", "sm_80")
 # Of the process's own output, what the log keeps of one part.
@@ -48,10 +49,12 @@ class Payload:
         for name in ARCHIVES:
             archive, mark = os.path.join(source, name), os.path.join(self.folder, f".{name}")
             if not os.path.exists(archive):
-                if os.path.exists(mark):
-                    continue  # unpacked by an earlier call on this machine
+                # Unpacked by an earlier call on this machine, or Node, which comes in a later one.
+                if os.path.exists(mark) or name == "node.tar.xz":
+                    continue
                 sys.exit(f"gpu-check: there is no {archive}: run `scripts/gpu-check pack` first")
-            state = f"{os.path.getsize(archive)} {os.path.getmtime(archive)}"
+            with open(archive, "rb") as file:
+                state = hashlib.sha256(file.read()).hexdigest()
             if os.path.exists(mark) and open(mark, encoding="utf-8").read() == state:
                 continue
             os.makedirs(self.folder, exist_ok=True)

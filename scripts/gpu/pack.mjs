@@ -1,12 +1,14 @@
 // scripts/gpu-check pack [--self-contained] [--without-cuda] [--emulator] [--quick]
 //
-// Builds, and puts into build/gpu-payload what a GPU machine without Node and network lacks, in two
+// Builds, and puts into build/gpu-payload what a GPU machine without Node and network lacks, in
 // archives that unpack over each other:
 //
-//   base.tar.xz     Node, oneDNN and what it needs, npm packages: made again only when these change
-//   project.tar.xz  dit_native_test, dit_native.node, libdit_cuda.so, dist/, and what was packed
+//   node.tar.xz       Node, which only the parts in JavaScript need
+//   libraries.tar.xz  oneDNN and what it needs, npm packages
+//   project.tar.xz    dit_native_test, dit_native.node, libdit_cuda.so, dist/, and what was packed
 //
-// The working tree is expected beside it there. --self-contained adds what is needed of the tree
+// The first two are made again only when what is in them changes. The working tree is expected beside
+// them there. --self-contained adds what is needed of the tree
 // (scripts, the PyTorch peer, fixtures): then an empty folder will do. --without-cuda goes without
 // libdit_cuda.so; --emulator adds libdit_cuda_emulated.so, to try the scripts without a GPU; --quick
 // compresses little, for the same.
@@ -150,30 +152,41 @@ class Archive {
   }
 }
 
-/** What the base is made of: it changes rarely, and takes a minute to compress. */
-function packBase(libraries) {
-  const packages = [...packagesOf(JSON.parse(readFileSync(path.join(root, 'package.json'))), '')]
-  const describe = (file) => [file, statSync(file).size]
-  const version = (folder) =>
-    JSON.parse(readFileSync(path.join(root, folder, 'package.json'))).version
-  const made = JSON.stringify([
-    xzOptions,
-    describe(process.execPath),
-    libraries.map(([name, file]) => [name, ...describe(file)]),
-    packages.map((folder) => [folder, version(folder)]),
-  ])
-  const record = path.join(target, 'base.json')
-  const file = path.join(target, 'base.tar.xz')
+/** An archive that changes rarely and takes minutes: made again when what it is made of changes. */
+function packOnce(name, madeOf, fill) {
+  const made = JSON.stringify([xzOptions, madeOf])
+  const record = path.join(target, `${name}.json`)
+  const file = path.join(target, `${name}.tar.xz`)
   if (existsSync(file) && existsSync(record) && readFileSync(record, 'utf8') === made) return file
-  console.error('gpu-check pack: compressing Node, oneDNN and npm packages')
+  console.error(`gpu-check pack: compressing ${name}`)
   rmSync(record, { force: true })
-  const base = new Archive('base')
-  base.addStripped(process.execPath, 'gpu/bin/node')
-  for (const [name, from] of libraries) base.addStripped(from, `gpu/lib/${name}`)
-  for (const folder of packages) base.addTree(folder)
-  base.write()
+  const archive = new Archive(name)
+  fill(archive)
+  archive.write()
   writeFileSync(record, made)
   return file
+}
+
+const sizeOf = (file) => [file, statSync(file).size]
+
+function packNode() {
+  return packOnce('node', sizeOf(process.execPath), (archive) =>
+    archive.addStripped(process.execPath, 'gpu/bin/node'),
+  )
+}
+
+function packLibraries(libraries) {
+  const readPackage = (folder) =>
+    JSON.parse(readFileSync(path.join(root, folder, 'package.json'), 'utf8'))
+  const packages = [...packagesOf(readPackage(''), '')]
+  const madeOf = [
+    libraries.map(([name, file]) => [name, ...sizeOf(file)]),
+    packages.map((folder) => [folder, readPackage(folder).version]),
+  ]
+  return packOnce('libraries', madeOf, (archive) => {
+    for (const [name, from] of libraries) archive.addStripped(from, `gpu/lib/${name}`)
+    for (const folder of packages) archive.addTree(folder)
+  })
 }
 
 function packProject({ cuda, emulator, selfContained }) {
@@ -227,7 +240,8 @@ if (cuda && !existsSync(path.join(root, 'build/Release/libdit_cuda.so'))) {
 }
 mkdirSync(target, { recursive: true })
 const files = [
-  packBase(librariesOf(path.join(root, 'build/Release/dit_native_test'))),
+  packNode(),
+  packLibraries(librariesOf(path.join(root, 'build/Release/dit_native_test'))),
   packProject({ cuda, emulator: flags.emulator, selfContained: flags['self-contained'] }),
 ]
 const sizes = files.map((file) => statSync(file).size)
@@ -239,10 +253,14 @@ console.log(`${inMebibytes(payload).padStart(9)}  in all (limit ${inMebibytes(kP
 if (payload > kPayloadLimit) fail('the payload is too large')
 if (!flags['self-contained']) {
   const tree = treeBytes()
-  const whole = `with the working tree of ${inMebibytes(tree)}: ${inMebibytes(payload + tree)}`
-  console.log(`           ${whole} (limit ${inMebibytes(kCallLimit)})`)
-  if (payload + tree > kCallLimit) {
-    console.log('           too much for one call: carry base.tar.xz in one and project.tar.xz in')
-    console.log('           the next, on the same machine, which keeps it')
+  const calls = [
+    ['all', payload],
+    ['libraries and project', sizes[1] + sizes[2]],
+    ['node', sizes[0]],
+  ]
+  console.log(`Beside the working tree of ${inMebibytes(tree)}, limit ${inMebibytes(kCallLimit)}:`)
+  for (const [what, size] of calls) {
+    const verdict = tree + size <= kCallLimit ? 'fits one call' : 'is too much for one call'
+    console.log(`${inMebibytes(tree + size).padStart(9)}  with ${what}: ${verdict}`)
   }
 }

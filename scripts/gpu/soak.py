@@ -72,6 +72,8 @@ def main():
     payload, log = Payload(), Log("soak")
     facts = machine.machine_facts(args.device)
     script = os.path.join(machine.ROOT, "scripts/gpu/soak.cjs")
+    if not os.path.exists(payload.node):
+        sys.exit("gpu-check: the payload has no node.tar.xz")
     command = [payload.node, script, payload.folder, args.device, args.model, str(args.seconds)]
     process = subprocess.Popen(
         command,
