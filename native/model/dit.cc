@@ -78,7 +78,7 @@ void Dit::loadParameters(WeightSource& weights, const LoadProgress& progress) {
   };
   const auto loadLinear = [&](LinearLayer& layer, LayerUse use) {
     const ParamSpec& param = params[next++];
-    const Precision precision = use == LayerUse::Timestep ? Precision::F32 : precision_;
+    const Precision precision = precisionOf(use, precision_);
     const Tensor values = weights.read(param, precision == Precision::BF16);
     const int64_t out = param.shape[0];
     layer.weight =
@@ -90,6 +90,7 @@ void Dit::loadParameters(WeightSource& weights, const LoadProgress& progress) {
     loadTensor(layer.bias);
   };
   layers_.blocks.resize(static_cast<size_t>(config_.depth));
+  for (DitBlock& block : layers_.blocks) block.tf32 = precision_ == Precision::TF32;
   visitLayers(
       layers_, [&](Tensor& table, Tensor&) { loadTensor(table); }, loadLinear);
 }

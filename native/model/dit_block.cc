@@ -21,7 +21,11 @@ void blockForward(Ops& ops, const DitConfig& config, const DitBlock& block,
   ops.linear(
       {.x = a.normed1, .weight = block.qkv.weight.get(), .bias = block.qkv.bias, .y = a.qkv});
   check();
-  ops.attention({.qkv = a.qkv, .y = a.attended, .heads = config.heads, .logSumExp = a.logSumExp});
+  ops.attention({.qkv = a.qkv,
+                 .y = a.attended,
+                 .heads = config.heads,
+                 .logSumExp = a.logSumExp,
+                 .tf32 = block.tf32});
   check();
   ops.linear({.x = a.attended,
               .weight = block.proj.weight.get(),
@@ -106,7 +110,8 @@ void blockBackward(Ops& ops, const DitConfig& config, const DitBlock& block,
                          .logSumExp = a.logSumExp,
                          .dY = g.dNormed,
                          .heads = config.heads,
-                         .dQkv = g.dQkv});
+                         .dQkv = g.dQkv,
+                         .tf32 = block.tf32});
   check();
   ops.linearBackward({.x = a.normed1,
                       .weight = block.qkv.weight.get(),

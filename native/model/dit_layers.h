@@ -22,6 +22,7 @@ struct LinearLayer {
 
 struct DitBlock {
   LinearLayer qkv, proj, fc1, fc2, modulation;
+  bool tf32 = false;  // of attention's products; those of a weight know their precision from it
 };
 
 struct DitLayers {
@@ -35,6 +36,11 @@ struct DitLayers {
 // What a layer's products are over: the tokens of all rows, or one (timestep, condition) a row. The
 // timestep's sinusoid needs more digits than bf16 has, and its products are tiny: always fp32.
 enum class LayerUse : uint8_t { Tokens, Conditions, Timestep };
+
+// Of a layer's products in a model of the precision.
+inline Precision precisionOf(LayerUse use, Precision model) {
+  return use == LayerUse::Timestep ? Precision::F32 : model;
+}
 
 // Visits the parameters in the order of ditParams: table(tensor, gradient) for the position
 // embedding and the label table, linear(layer, use) for the rest, a weight and its bias.

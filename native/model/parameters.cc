@@ -98,15 +98,17 @@ Parameters::Parameters(Ops& ops, const DitConfig& config, Precision precision, i
     const Slot& slot = slots_[next++];
     const int64_t out = slot.spec.shape[0];
     const Shape matrix{out, slot.spec.shape.count() / out};
-    const Tensor& array = low && use != LayerUse::Timestep ? low : values;
+    const Tensor& array = precisionOf(use, precision) == Precision::BF16 ? low : values;
     layer.weight =
         ops.prepareTrainedLinear({.values = part(array, slot).reshape(matrix),
-                                  .rows = use == LayerUse::Tokens ? rows * config.tokens() : rows});
+                                  .rows = use == LayerUse::Tokens ? rows * config.tokens() : rows,
+                                  .precision = precisionOf(use, precision)});
     layer.dWeight = part(gradients, slot).reshape(matrix);
     weights_.push_back(layer.weight.get());
     table(layer.bias, layer.dBias);
   };
   layers_.blocks.resize(static_cast<size_t>(config.depth));
+  for (DitBlock& block : layers_.blocks) block.tf32 = precision == Precision::TF32;
   visitLayers(layers_, table, linear);
 }
 

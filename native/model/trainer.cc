@@ -38,9 +38,10 @@ class Trainer::State {
       : ops_(ops),
         config_(config),
         options_(options),
+        precision_(precision),
         act_(precision == Precision::BF16 ? DType::BF16 : DType::F32),
         schedule_(makeSchedule(makeBetas(schedule), allTimesteps(schedule.steps))),
-        microBatch_(chooseMicroBatch(precision)),
+        microBatch_(chooseMicroBatch()),
         parameters_(ops, config, precision, microBatch_) {
     DIT_CHECK(!options.bound || config.learnSigma, ErrorCode::Option,
               "loss: the hybrid loss needs a model that learns its variance; use 'mse'");
@@ -60,7 +61,7 @@ class Trainer::State {
   TrainerInfo info() const {
     return {.microBatch = microBatch_,
             .step = step_,
-            .parameterBytes = Parameters::bytes(config_, precision()),
+            .parameterBytes = Parameters::bytes(config_, precision_),
             .activationBytes = activations_.bytes()};
   }
 
@@ -125,8 +126,6 @@ class Trainer::State {
   }
 
  private:
-  Precision precision() const { return act_ == DType::BF16 ? Precision::BF16 : Precision::F32; }
-
   const Tensor& array(Part part) const {
     switch (part) {
       case Part::Model:
@@ -141,8 +140,8 @@ class Trainer::State {
     fail(ErrorCode::Internal, "no such part of a trainer");
   }
 
-  int64_t chooseMicroBatch(Precision precision) const {
-    const size_t parameters = Parameters::bytes(config_, precision);
+  int64_t chooseMicroBatch() const {
+    const size_t parameters = Parameters::bytes(config_, precision_);
     const size_t limit =
         options_.memoryLimit > 0 ? options_.memoryLimit : ops_.backend().freeBytes() / 10 * 9;
     const int64_t wanted = options_.microBatch > 0 ? 1 : options_.globalBatch;
@@ -386,6 +385,7 @@ class Trainer::State {
   Ops& ops_;
   const DitConfig config_;
   const TrainerOptions options_;
+  const Precision precision_;
   const DType act_;
   const Schedule schedule_;
   const int64_t microBatch_;

@@ -9,11 +9,12 @@ namespace dit {
 // the ends change roles. With an arena that measures, nothing is computed.
 class Vae::Pass {
  public:
-  Pass(Ops& ops, const VaeConfig& config, DType act, TwoEndedArena& arena,
+  Pass(Ops& ops, const VaeConfig& config, Precision precision, TwoEndedArena& arena,
        const Checkpoint& checkpoint, const Probe& probe)
       : ops_(ops),
         config_(config),
-        act_(act),
+        precision_(precision),
+        act_(precision == Precision::BF16 ? DType::BF16 : DType::F32),
         arena_(arena),
         checkpoint_(checkpoint),
         probe_(probe) {}
@@ -66,7 +67,8 @@ class Vae::Pass {
     step([&] {
       ops_.attention({.qkv = qkv.reshape({1, height * width, 3 * C}),
                       .y = attended.reshape({1, height * width, C}),
-                      .heads = 1});
+                      .heads = 1,
+                      .tf32 = precision_ == Precision::TF32});
     });
     conv(layer.out, attended, x_, /*residual=*/x_);
     clearThere();
@@ -212,6 +214,7 @@ class Vae::Pass {
 
   Ops& ops_;
   const VaeConfig& config_;
+  Precision precision_;
   DType act_;
   TwoEndedArena& arena_;
   const Checkpoint& checkpoint_;
@@ -224,7 +227,7 @@ Vae::Vae(Ops& ops, const VaeConfig& config, WeightSource& weights, Precision pre
          const LoadProgress& progress)
     : ops_(ops),
       config_(config),
-      act_(precision == Precision::BF16 ? DType::BF16 : DType::F32),
+      precision_(precision),
       layers_(describeVae(config)),
       parameters_(loadVae(layers_, ops, weights, precision, progress)),
       weightBytes_(vaeWeightBytes(layers_) + parameters_.bytes()) {}
@@ -292,7 +295,7 @@ template <typename Job>
 void Vae::runImages(const Job& job, void (Vae::*image)(Pass&, const Job&, int64_t) const,
                     const Checkpoint& checkpoint, const Probe& probe) {
   TwoEndedArena measure;
-  Pass dryRun(ops_, config_, act_, measure, checkpoint, probe);
+  Pass dryRun(ops_, config_, precision_, measure, checkpoint, probe);
   (this->*image)(dryRun, job, 0);
   const size_t need = measure.peak();
   if (need > activations_.bytes() || need < activations_.bytes() / 2) {
@@ -301,7 +304,7 @@ void Vae::runImages(const Job& job, void (Vae::*image)(Pass&, const Job&, int64_
   }
   for (int64_t i = 0; i < job.n; i++) {
     TwoEndedArena arena(activations_.data(), activations_.bytes());
-    Pass pass(ops_, config_, act_, arena, checkpoint, probe);
+    Pass pass(ops_, config_, precision_, arena, checkpoint, probe);
     (this->*image)(pass, job, i);
   }
 }

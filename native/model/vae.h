@@ -59,7 +59,7 @@ class Vae {
 
   Ops& ops_;
   VaeConfig config_;
-  DType act_;
+  Precision precision_;
   VaeLayers layers_;
   DeviceBuffer parameters_;  // biases and norms
   size_t weightBytes_;
