@@ -66,26 +66,38 @@ CudaBackend::CudaBackend(int device) {
   context_.arch = archOf(properties.major, properties.minor);
   context_.multiprocessors = properties.multiProcessorCount;
   context_.sharedPerBlock = properties.sharedMemPerBlockOptin;
-  DIT_CUDA(cudaStreamCreateWithFlags(&context_.stream, cudaStreamNonBlocking));
-  for (cudaEvent_t& event : paces_) {
-    DIT_CUDA(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+  try {
+    DIT_CUDA(cudaStreamCreateWithFlags(&context_.stream, cudaStreamNonBlocking));
+    for (cudaEvent_t& event : replayed_) {
+      DIT_CUDA(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+    }
+  } catch (const Error&) {
+    end();
+    throw;
   }
 }
 
+CudaBackend::~CudaBackend() { end(); }
+
 // Errors were reported by what failed; here there is nobody left to tell.
-CudaBackend::~CudaBackend() {
+void CudaBackend::end() noexcept {
   static_cast<void>(cudaSetDevice(context_.device));
-  static_cast<void>(cudaStreamSynchronize(context_.stream));
-  for (const auto& [key, recorded] : recordings_) {
-    if (recorded.graph) static_cast<void>(cudaGraphExecDestroy(recorded.graph));
+  if (context_.stream) static_cast<void>(cudaStreamSynchronize(context_.stream));
+  forgetRecordings();
+  for (cudaEvent_t event : replayed_) {
+    if (event) static_cast<void>(cudaEventDestroy(event));
   }
-  for (cudaEvent_t event : paces_) static_cast<void>(cudaEventDestroy(event));
-  static_cast<void>(cudaStreamDestroy(context_.stream));
+  if (context_.stream) static_cast<void>(cudaStreamDestroy(context_.stream));
 }
 
 // The current device is a matter of the thread, and the backend may be used by another one each
-// time.
+// time. Cheap where it is the current one already.
 void CudaBackend::use() const { DIT_CUDA(cudaSetDevice(context_.device)); }
+
+void CudaBackend::useOutsideOfRecordings(const char* call) const {
+  DIT_CHECK(!underWay_, ErrorCode::Internal, call, " within work that is repeated");
+  use();
+}
 
 std::string CudaBackend::name() const { return "cuda:" + std::to_string(context_.device); }
 
@@ -94,23 +106,14 @@ bool CudaBackend::supports(Precision) const { return true; }
 // ---------------------------------------------------------------- memory
 
 void* CudaBackend::allocate(size_t bytes) {
-  use();
-  void* memory = nullptr;
-  const cudaError_t status = cudaMalloc(&memory, std::max<size_t>(bytes, 1));
-  if (status == cudaErrorMemoryAllocation) {
-    const cudaError_t told = cudaGetLastError();  // and cleared: the model stays usable
-    static_cast<void>(told);
-    fail(ErrorCode::Oom, name(), ": ", bytes >> 20, " MiB were asked for, ", freeBytes() >> 20,
-         " MiB are free");
-  }
-  DIT_CUDA(status);
-  return memory;
+  useOutsideOfRecordings("allocate");
+  return context_.allocate(bytes);
 }
 
+// cudaFree waits for the work under way.
 void CudaBackend::free(void* memory) {
+  ++*context_.frees;
   use();
-  // A recording may refer to it. cudaFree waits for the work under way.
-  forgetRecordings();
   DIT_CUDA(cudaFree(memory));
 }
 
@@ -121,17 +124,14 @@ size_t CudaBackend::freeBytes() const {
   return free;
 }
 
-// From pageable memory, which CUDA has read when the call returns.
 void CudaBackend::upload(const Tensor& device, const void* host) {
-  use();
+  useOutsideOfRecordings("upload");
   const Bytes bytes = bytesOf(device);
-  if (bytes.width == 0 || bytes.height == 0) return;
-  DIT_CUDA(cudaMemcpy2DAsync(device.data, bytes.pitch, host, bytes.width, bytes.width, bytes.height,
-                             cudaMemcpyHostToDevice, context_.stream));
+  context_.upload(device.data, bytes.pitch, host, bytes.width, bytes.height);
 }
 
 void CudaBackend::download(void* host, const Tensor& device) {
-  use();
+  useOutsideOfRecordings("download");
   const Bytes bytes = bytesOf(device);
   if (bytes.width == 0 || bytes.height == 0) return;
   DIT_CUDA(cudaMemcpy2DAsync(host, bytes.width, device.data, bytes.pitch, bytes.width, bytes.height,
@@ -149,48 +149,65 @@ void CudaBackend::zero(const Tensor& device) {
 
 // ---------------------------------------------------------------- recordings
 
-CudaBackend::Recording CudaBackend::beginRecording(uint64_t key) {
-  use();
-  const auto [at, isNew] = recordings_.try_emplace(key);
-  if (at->second.graph) {
-    pace();
-    DIT_CUDA(cudaGraphLaunch(at->second.graph, context_.stream));
-    return Recording::Replayed;
+bool CudaBackend::beginRecording(uint64_t key) {
+  useOutsideOfRecordings("repeat");
+  if (const int64_t frees = *context_.frees; frees != freesOfRecordings_) {
+    forgetRecordings();
+    freesOfRecordings_ = frees;
   }
-  // The first time it only runs, so that scratch memory has its size when it is recorded.
-  if (isNew) return Recording::Run;
-  recording_ = key;
-  DIT_CUDA(cudaStreamBeginCapture(context_.stream, cudaStreamCaptureModeThreadLocal));
-  return Recording::Record;
+  const auto known = recordings_.find(key);
+  if (known != recordings_.end() && known->second) {
+    replay(known->second);
+    return true;
+  }
+  // The first time it only runs, so that scratch memory has its size when it is recorded: nothing
+  // can be allocated then.
+  const bool capture = known != recordings_.end();
+  if (capture) {
+    DIT_CUDA(cudaStreamBeginCapture(context_.stream, cudaStreamCaptureModeThreadLocal));
+  }
+  underWay_ = {key, capture};
+  return false;
 }
 
-void CudaBackend::endRecording(bool keep) {
-  use();
-  cudaGraph_t graph = nullptr;
-  const cudaError_t status = cudaStreamEndCapture(context_.stream, &graph);
-  if (!keep) {
-    // The work has thrown, and what it threw is what the caller is told.
-    if (graph) DIT_CUDA(cudaGraphDestroy(graph));
+void CudaBackend::endRecording(bool succeeded) {
+  DIT_CHECK(underWay_, ErrorCode::Internal, "endRecording without beginRecording");
+  const UnderWay work = *std::exchange(underWay_, std::nullopt);
+  if (!work.captured) {
+    if (succeeded) recordings_.emplace(work.key, nullptr);
     return;
   }
-  DIT_CUDA(status);
-  Recorded& recorded = recordings_[recording_];
-  DIT_CUDA(cudaGraphInstantiate(&recorded.graph, graph, 0));
-  DIT_CUDA(cudaGraphDestroy(graph));
-  DIT_CUDA(cudaGraphLaunch(recorded.graph, context_.stream));
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t executable = nullptr;
+  cudaError_t status = cudaStreamEndCapture(context_.stream, &graph);
+  if (succeeded && status == cudaSuccess) status = cudaGraphInstantiate(&executable, graph, 0);
+  if (graph) static_cast<void>(cudaGraphDestroy(graph));
+  if (!succeeded) {
+    // What the work threw is what the caller is told; the capture it left behind may be an error,
+    // too, which is cleared.
+    static_cast<void>(cudaGetLastError());
+    return;
+  }
+  if (status != cudaSuccess) {
+    throwCudaError(status, "recording a CUDA graph", __FILE__, __LINE__);
+  }
+  recordings_[work.key] = executable;
+  replay(executable);
 }
 
-// The host may be one replay ahead of the device, not more: a cancelled lane is seen in time.
-void CudaBackend::pace() {
-  cudaEvent_t& event = paces_[replays_ % 2];
-  if (replays_ >= 2) DIT_CUDA(cudaEventSynchronize(event));
+// The host may be one replay ahead of the device, not more: a lane that is cancelled is seen in
+// time.
+void CudaBackend::replay(cudaGraphExec_t graph) {
+  const cudaEvent_t event = replayed_[replays_ % 2];
+  DIT_CUDA(cudaEventSynchronize(event));  // the replay before the last
+  DIT_CUDA(cudaGraphLaunch(graph, context_.stream));
   DIT_CUDA(cudaEventRecord(event, context_.stream));
   replays_++;
 }
 
-void CudaBackend::forgetRecordings() {
-  for (const auto& [key, recorded] : recordings_) {
-    if (recorded.graph) DIT_CUDA(cudaGraphExecDestroy(recorded.graph));
+void CudaBackend::forgetRecordings() noexcept {
+  for (const auto& [key, graph] : recordings_) {
+    if (graph) static_cast<void>(cudaGraphExecDestroy(graph));
   }
   recordings_.clear();
 }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <unordered_map>
 
@@ -33,11 +34,10 @@ class CudaBackend final : public Backend {
   void download(void* host, const Tensor& device) override;
   void zero(const Tensor& device) override;
 
-  // What the caller of `beginRecording` has to do: nothing, for the recording was replayed; run the
-  // work; or run it and end the recording.
-  enum class Recording : int { Replayed, Run, Record };
-  Recording beginRecording(uint64_t key);
-  void endRecording(bool keep);
+  // Backend::repeat, around the work. True: it was replayed. False: run it, then call endRecording,
+  // with `succeeded` false when it has thrown.
+  bool beginRecording(uint64_t key);
+  void endRecording(bool succeeded);
 
   std::unique_ptr<PreparedWeight> prepareLinear(const LinearWeightArgs& args) override;
   std::unique_ptr<PreparedWeight> prepareTrainedLinear(const TrainedLinearArgs& args) override;
@@ -48,19 +48,25 @@ class CudaBackend final : public Backend {
 #undef DIT_DECLARE
 
  private:
-  // Work that is repeated: a CUDA graph after it has run once without.
-  struct Recorded {
-    cudaGraphExec_t graph = nullptr;
+  // Work between beginRecording and endRecording.
+  struct UnderWay {
+    uint64_t key;
+    bool captured;  // or only run
   };
 
   void use() const;
-  void pace();
-  void forgetRecordings();
+  // The same for what must not happen while work is recorded.
+  void useOutsideOfRecordings(const char* call) const;
+  void replay(cudaGraphExec_t graph);
+  void forgetRecordings() noexcept;
+  void end() noexcept;
 
   Context context_;
-  std::unordered_map<uint64_t, Recorded> recordings_;
-  uint64_t recording_ = 0;
-  cudaEvent_t paces_[2] = {};
+  // Work that is repeated: null after it has run once, a CUDA graph from the second time on.
+  std::unordered_map<uint64_t, cudaGraphExec_t> recordings_;
+  int64_t freesOfRecordings_ = 0;  // Context::frees when they were made
+  std::optional<UnderWay> underWay_;
+  cudaEvent_t replayed_[2] = {};  // by the parity of `replays_`
   int64_t replays_ = 0;
 };
 

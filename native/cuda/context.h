@@ -1,13 +1,16 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "core/tensor.h"
 #include "cuda/runtime.h"
+#include "cuda/staging.h"
 
 namespace dit::cuda {
 
@@ -23,15 +26,34 @@ struct Context {
   size_t sharedPerBlock = 0;  // bytes that a block may ask for
   cudaStream_t stream = nullptr;
 
+  // Device memory, uninitialised, aligned to 256 bytes. Throws Oom, which names what was asked for
+  // and what is free.
+  void* allocate(size_t bytes) const;
+
   // Device memory for the length of one operation, uninitialised, aligned to 256 bytes. The next
-  // operation's is the same memory. Recorded operations keep it: it never moves once handed out in
-  // a recording, see Backend::record.
+  // operation's is the same memory. It stays where it is for as long as the context lives, since
+  // recorded operations refer to it.
   void* scratch(size_t bytes);
 
+  // Copies dense rows of `width` bytes from pageable memory, which has been read when this returns,
+  // to rows that are `pitch` apart. Small copies are queued, larger ones wait for the stream.
+  void upload(void* device, size_t pitch, const void* host, size_t width, size_t height);
+  void upload(void* device, const void* host, size_t bytes) {
+    upload(device, bytes, host, bytes, 1);
+  }
+
+  // How much memory was freed that recordings may refer to: they hold until it changes. Shared with
+  // that memory, which may be freed last.
+  const std::shared_ptr<std::atomic<int64_t>> frees = std::make_shared<std::atomic<int64_t>>(0);
+
+  Context() = default;
+  Context(const Context&) = delete;
+  Context& operator=(const Context&) = delete;
   ~Context();
 
  private:
   std::vector<std::pair<void*, size_t>> scratch_;  // the last is in use
+  Staging staging_;
 };
 
 // Starts a kernel whose blocks come in clusters (Hopper), neighbours in x; shared: bytes of dynamic

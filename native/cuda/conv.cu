@@ -178,10 +178,8 @@ std::unique_ptr<PreparedWeight> prepareConv(Context& context, const ConvWeightAr
     }
   }
 
-  weight->values = DeviceMemory(host.size());
-  // From pageable memory, which CUDA has read when the call returns.
-  DIT_CUDA(cudaMemcpyAsync(weight->values.data(), host.data(), host.size(), cudaMemcpyHostToDevice,
-                           context.stream));
+  weight->values = DeviceMemory(context, host.size());
+  context.upload(weight->values.data(), host.data(), host.size());
   return weight;
 }
 

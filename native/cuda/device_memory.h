@@ -1,35 +1,46 @@
 #pragma once
 
+#include <atomic>
 #include <cstddef>
+#include <cstdint>
+#include <memory>
 #include <utility>
 
-#include "cuda/runtime.h"
+#include "cuda/context.h"
 
 namespace dit::cuda {
 
-// Device memory with an owner.
+// Device memory with an owner, for what outlives an operation: weights.
 class DeviceMemory {
  public:
   DeviceMemory() = default;
-  explicit DeviceMemory(size_t bytes) : bytes_(bytes) { DIT_CUDA(cudaMalloc(&data_, bytes)); }
-  DeviceMemory(DeviceMemory&& other) noexcept
-      : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+  DeviceMemory(const Context& context, size_t bytes)
+      : data_(context.allocate(bytes)), bytes_(bytes), frees_(context.frees) {}
+  DeviceMemory(DeviceMemory&& other) noexcept { swap(other); }
   DeviceMemory& operator=(DeviceMemory&& other) noexcept {
-    std::swap(data_, other.data_);
-    std::swap(bytes_, other.bytes_);
+    swap(other);
     return *this;
   }
   // Waits for the work under way. Nobody is left to hear of an error.
   ~DeviceMemory() {
-    if (data_) static_cast<void>(cudaFree(data_));
+    if (!data_) return;
+    static_cast<void>(cudaFree(data_));
+    ++*frees_;
   }
 
   void* data() const { return data_; }
   size_t bytes() const { return bytes_; }
 
  private:
+  void swap(DeviceMemory& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(bytes_, other.bytes_);
+    std::swap(frees_, other.frees_);
+  }
+
   void* data_ = nullptr;
   size_t bytes_ = 0;
+  std::shared_ptr<std::atomic<int64_t>> frees_;
 };
 
 }  // namespace dit::cuda

@@ -75,11 +75,11 @@ CudaApi makeApi() {
   api.zero = [](void* backend, const Tensor* device, CudaFailure* failure) {
     return guarded(failure, [&] { at(backend).zero(*device); });
   };
-  api.beginRecording = [](void* backend, uint64_t key, int* action, CudaFailure* failure) {
-    return guarded(failure, [&] { *action = static_cast<int>(at(backend).beginRecording(key)); });
+  api.beginRecording = [](void* backend, uint64_t key, int* replayed, CudaFailure* failure) {
+    return guarded(failure, [&] { *replayed = at(backend).beginRecording(key) ? 1 : 0; });
   };
-  api.endRecording = [](void* backend, int keep, CudaFailure* failure) {
-    return guarded(failure, [&] { at(backend).endRecording(keep != 0); });
+  api.endRecording = [](void* backend, int succeeded, CudaFailure* failure) {
+    return guarded(failure, [&] { at(backend).endRecording(succeeded != 0); });
   };
   api.prepareLinear = [](void* backend, const LinearWeightArgs* args, PreparedWeight** weight,
                          CudaFailure* failure) {

@@ -125,20 +125,19 @@ std::unique_ptr<PreparedWeight> prepareLinear(Context& context, const LinearWeig
   weight->type = args.precision == Precision::BF16 ? DType::BF16 : DType::F32;
   weight->stride = alignedStride(weight->k, weight->type);
   const size_t row = static_cast<size_t>(weight->stride) * dtypeSize(weight->type);
-  weight->memory = DeviceMemory(static_cast<size_t>(weight->n) * row);
+  weight->memory = DeviceMemory(context, static_cast<size_t>(weight->n) * row);
   weight->values = weight->memory.data();
 
   // The host's values go through scratch memory, some rows at a time, and are converted on the
-  // device. The host has been read when its copy returns: it is pageable memory.
+  // device.
   constexpr int64_t kBytesAtOnce = 16 << 20;
   const int64_t hostRow = weight->k * static_cast<int64_t>(dtypeSize(args.values.dtype));
   const int64_t rowsAtOnce = std::clamp<int64_t>(kBytesAtOnce / hostRow, 1, weight->n);
   void* const room = context.scratch(static_cast<size_t>(rowsAtOnce * hostRow));
   for (int64_t first = 0; first < weight->n; first += rowsAtOnce) {
     const int64_t rows = std::min(rowsAtOnce, weight->n - first);
-    DIT_CUDA(cudaMemcpyAsync(room, args.values.as<char>() + first * hostRow,
-                             static_cast<size_t>(rows * hostRow), cudaMemcpyHostToDevice,
-                             context.stream));
+    context.upload(room, args.values.as<char>() + first * hostRow,
+                   static_cast<size_t>(rows * hostRow));
     copyRows(context, Tensor(room, args.values.dtype, {rows, weight->k}),
              static_cast<char*>(weight->memory.data()) + static_cast<size_t>(first) * row,
              weight->type, args.precision == Precision::TF32);

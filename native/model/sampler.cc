@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/rng.h"
+#include "ops/backend.h"
 
 // labels, seed -> noise -> [ DiT forward x 2 (guidance) -> solver step ] x N -> latents
 //   -> VAE decode -> RGB8
@@ -74,37 +75,61 @@ void Sampler::round(const Checkpoint& checkpoint) {
   }
   if (rows.needs.empty()) return;
 
-  evaluate(rows, x_, upcoming(), checkpoint);
-  advance(steps, Tensor());
-  advance(stepsWithNoise, noise_);
+  const int64_t R = prepare(rows, upcoming(), checkpoint);
+  uploadSteps(std::move(steps), R);
+  ops_.backend().repeat(keyOf(Work::Round, R), [&] {
+    evaluate(R, x_, checkpoint);
+    advance(R, Tensor());
+  });
+  if (!stepsWithNoise.empty()) {
+    uploadSteps(std::move(stepsWithNoise), R);
+    advance(R, noise_);
+  }
   for (Lane& lane : lanes_) {
     if (lane.active && lane.step < static_cast<int64_t>(lane.spec.plan->size())) lane.step++;
   }
 }
 
-// model_ = DiT(x) for all rows.
-void Sampler::evaluate(const Rows& rows, const Tensor& x,
-                       const std::vector<ModulationCache::Need>& soon,
-                       const Checkpoint& checkpoint) {
-  const int64_t R = static_cast<int64_t>(rows.needs.size());
-  const std::vector<int32_t> entries = modulation_.require(rows.needs, soon, checkpoint);
-  const Tensor latentOfRow = latentOfRow_.slice(0, R), entryOfRow = entryOfRow_.slice(0, R);
-  ops_.backend().upload(latentOfRow, rows.latent.data());
-  ops_.backend().upload(entryOfRow, entries.data());
+// Brings what an evaluation reads to the device. Returns how many rows it has: those that the
+// device adds repeat the first, and nobody reads what they give.
+int64_t Sampler::prepare(Rows rows, const std::vector<ModulationCache::Need>& soon,
+                         const Checkpoint& checkpoint) {
+  std::vector<int32_t> entries = modulation_.require(rows.needs, soon, checkpoint);
+  Backend& device = ops_.backend();
+  const int64_t R =
+      std::min(rowsFor(device, static_cast<int64_t>(rows.needs.size())), dit_.maxRows());
+  rows.latent.resize(static_cast<size_t>(R), rows.latent.front());
+  entries.resize(static_cast<size_t>(R), entries.front());
+  device.upload(latentOfRow_.slice(0, R), rows.latent.data());
+  device.upload(entryOfRow_.slice(0, R), entries.data());
+  return R;
+}
+
+// Of Backend::repeat: of this sampler, whose end frees memory, and with it forgets its recordings.
+uint64_t Sampler::keyOf(Work work, int64_t R) const {
+  return (static_cast<uint64_t>(reinterpret_cast<uintptr_t>(this)) << 16) |
+         static_cast<uint64_t>(2 * R + (work == Work::Round ? 0 : 1));
+}
+
+// As many as rows, more than can be needed: the others are idle.
+void Sampler::uploadSteps(std::vector<SolverStep> steps, int64_t R) {
+  steps.resize(static_cast<size_t>(R), SolverStep{.lane = -1});
+  ops_.backend().upload(steps_.slice(0, R), steps.data());
+}
+
+// model_ = DiT(x) for R rows.
+void Sampler::evaluate(int64_t R, const Tensor& x, const Checkpoint& checkpoint) {
   dit_.forward({.x = x,
-                .lane = latentOfRow,
+                .lane = latentOfRow_.slice(0, R),
                 .table = modulation_.table(),
-                .entry = entryOfRow,
+                .entry = entryOfRow_.slice(0, R),
                 .out = model_.slice(0, R)},
                checkpoint);
 }
 
-void Sampler::advance(const std::vector<SolverStep>& steps, const Tensor& noise) {
-  if (steps.empty()) return;
-  const Tensor active = steps_.slice(0, static_cast<int64_t>(steps.size()));
-  ops_.backend().upload(active, steps.data());
+void Sampler::advance(int64_t R, const Tensor& noise) {
   ops_.solverUpdate(
-      {.model = model_, .steps = active, .x = x_, .history = history_, .noise = noise});
+      {.model = model_, .steps = steps_.slice(0, R), .x = x_, .history = history_, .noise = noise});
 }
 
 // ------------------------------------------------------------------ latents -> VAE -> RGB8
@@ -172,7 +197,8 @@ void Sampler::denoise(const Evaluation& evaluation, const Checkpoint& checkpoint
     }
     Backend& device = ops_.backend();
     device.upload(input_.slice(0, n), evaluation.x + begin * inCount);
-    evaluate(rows, input_, {}, checkpoint);
+    const int64_t R = prepare(std::move(rows), {}, checkpoint);
+    device.repeat(keyOf(Work::Denoise, R), [&] { evaluate(R, input_, checkpoint); });
     const std::vector<float> scale(static_cast<size_t>(n), evaluation.guidance);
     const auto first = [n](const Tensor& tensor) { return tensor.slice(0, n); };
     device.upload(first(cond_), cond.data());
@@ -248,7 +274,7 @@ void Sampler::layOut(Arena& arena) {
   guided_ = arena.make(DType::F32, {L, Co, H, W});
   latentOfRow_ = arena.make(DType::I32, {R});
   entryOfRow_ = arena.make(DType::I32, {R});
-  steps_ = arena.make(DType::U8, {L, static_cast<int64_t>(sizeof(SolverStep))});
+  steps_ = arena.make(DType::U8, {R, static_cast<int64_t>(sizeof(SolverStep))});
   cond_ = arena.make(DType::I32, {L});
   uncond_ = arena.make(DType::I32, {L});
   scale_ = arena.make(DType::F32, {L});

@@ -50,8 +50,10 @@ class Sampler {
   // Gives the lane back, finished or not.
   void stop(int64_t lane);
 
-  // One evaluation of the model and one solver step for every lane that is not finished.
-  // `checkpoint` is called between blocks and may throw: then no lane has advanced.
+  // One evaluation of the model and one solver step for every lane that is not finished. A device
+  // that records rounds (Backend::repeat) replays them from the third of a size on.
+  // `checkpoint` is called between blocks, unless the round is replayed, and may throw: then no
+  // lane has advanced.
   void round(const Checkpoint& checkpoint);
 
   int64_t step(int64_t lane) const { return lanes_[lane].step; }
@@ -92,13 +94,19 @@ class Sampler {
     int32_t add(int64_t ofLatent, const ModulationCache::Need& need);
   };
 
+  // What is repeated, with each number of rows.
+  enum class Work : uint8_t { Round, Denoise };
+
   bool guided(const Lane& lane, int64_t step) const;
   ModulationCache::Need need(const Lane& lane, int64_t step) const;
   ModulationCache::Need nullNeed(float timestep) const;
   std::vector<ModulationCache::Need> upcoming() const;
-  void evaluate(const Rows& rows, const Tensor& x, const std::vector<ModulationCache::Need>& soon,
-                const Checkpoint& checkpoint);
-  void advance(const std::vector<SolverStep>& steps, const Tensor& noise);
+  int64_t prepare(Rows rows, const std::vector<ModulationCache::Need>& soon,
+                  const Checkpoint& checkpoint);
+  uint64_t keyOf(Work work, int64_t R) const;
+  void uploadSteps(std::vector<SolverStep> steps, int64_t R);
+  void evaluate(int64_t R, const Tensor& x, const Checkpoint& checkpoint);
+  void advance(int64_t R, const Tensor& noise);
 
   Ops& ops_;
   Dit& dit_;

@@ -28,7 +28,7 @@ class PreparedWeight {
   virtual ~PreparedWeight() = default;
   // Bytes of device memory held.
   virtual size_t bytes() const = 0;
-  // The matrix that a trained weight refers to has new values.
+  // The matrix that a trained weight refers to has new values. Must not throw (cuda_api.h).
   virtual void changed() {}
 };
 
@@ -148,7 +148,7 @@ struct GuideArgs {
 constexpr int kSolverHistory = 2;
 
 struct SolverStep {
-  int32_t lane;                // of x and history
+  int32_t lane;                // of x and history; -1: an idle step, which does nothing
   int32_t condRow, uncondRow;  // of the model's output; uncondRow is -1 without guidance
   int32_t guidanceChannels;
   float guidance;

@@ -15,4 +15,8 @@ struct BackendOptions {
 // Opens a device by name. Throws Device with the reason when it is not to be had here.
 std::unique_ptr<Backend> openBackend(const BackendOptions& options);
 
+// How many rows to queue for a round of `rows`, at least as many: a device that records rounds
+// (Backend::repeat) does so for a few sizes, the powers of two. Nobody reads what idle rows give.
+int64_t rowsFor(const Backend& device, int64_t rows);
+
 }  // namespace dit

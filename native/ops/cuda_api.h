@@ -47,9 +47,10 @@ struct CudaApi {
   int (*upload)(void* backend, const Tensor* device, const void* host, CudaFailure* failure);
   int (*download)(void* backend, void* host, const Tensor* device, CudaFailure* failure);
   int (*zero)(void* backend, const Tensor* device, CudaFailure* failure);
-  // See Backend::repeat. `action`: 0, it was replayed; 1, run it; 2, run it and end the recording.
-  int (*beginRecording)(void* backend, uint64_t key, int* action, CudaFailure* failure);
-  int (*endRecording)(void* backend, int keep, CudaFailure* failure);
+  // See Backend::repeat. Where the work was not replayed it has to be run, and `endRecording` to be
+  // called after it, with `succeeded` 0 when it has thrown.
+  int (*beginRecording)(void* backend, uint64_t key, int* replayed, CudaFailure* failure);
+  int (*endRecording)(void* backend, int succeeded, CudaFailure* failure);
 
   int (*prepareLinear)(void* backend, const LinearWeightArgs* args, PreparedWeight** weight,
                        CudaFailure* failure);

@@ -69,7 +69,7 @@ class Backend {
 
   // Runs `work`, which queues the same operations on the same tensors whenever it is called with
   // this key. A device may record them and replay the recording from then on, without calling
-  // `work`; so `work` neither allocates, uploads nor downloads. Freeing memory forgets recordings.
+  // `work`; so `work` allocates, copies and repeats nothing. Freeing memory forgets recordings.
   virtual void repeat(uint64_t key, const std::function<void()>& work) {
     static_cast<void>(key);
     work();

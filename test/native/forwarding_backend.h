@@ -9,7 +9,7 @@
 namespace dit::test {
 
 // A backend that hands everything on to another one: the base of those that look at or change
-// single operations on the way.
+// single operations on the way. So that they see each, nothing is recorded (Backend::repeat).
 class ForwardingBackend : public Backend {
  public:
   explicit ForwardingBackend(std::unique_ptr<Backend> inner) : inner_(std::move(inner)) {}

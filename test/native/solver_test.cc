@@ -210,6 +210,10 @@ DIT_KERNEL_CASE("solverUpdate/bits") {
   };
   const std::vector<double> alone = run({fullStep(1, 0, 3)});
   EXPECT(alone == run({fullStep(2, 1, -1), fullStep(1, 0, 3), fullStep(0, 2, -1)}));
+  // Idle steps do nothing.
+  const SolverStep idle{.lane = -1};
+  EXPECT(alone == run({idle, fullStep(1, 0, 3), idle}));
+  EXPECT(run({idle, idle}) == std::vector<double>(x.v.begin() + 4 * 81, x.v.begin() + 2 * 4 * 81));
 }
 
 // One guided lane of XL/2 at 256 px.

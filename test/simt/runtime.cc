@@ -17,6 +17,7 @@ struct Graph {
 
 struct Stream {
   std::unique_ptr<Graph> capturing;
+  bool invalid = false;  // the capture: something was called that cannot be captured
 };
 
 struct Event {};
@@ -35,6 +36,14 @@ cudaError_t failed(cudaError_t status) {
   return status;
 }
 
+// The stream that this thread captures. Meanwhile it may not allocate, free or wait.
+thread_local Stream* captured = nullptr;
+
+bool forbidden() {
+  if (captured) captured->invalid = true;
+  return captured != nullptr;
+}
+
 // Threads of the host may have a stream each; the device does one thing at a time.
 std::recursive_mutex device;
 
@@ -47,6 +56,15 @@ cudaError_t queue(cudaStream_t stream, std::function<cudaError_t()> work) {
     return cudaSuccess;
   }
   return failed(work());
+}
+
+// To test what happens then: the launch fails whose number, counted from 1 from when it was set, is
+// that of the environment variable DIT_SIMT_FAIL_LAUNCH.
+bool launchShallFail() {
+  static int64_t launches = 0;
+  const char* const number = std::getenv("DIT_SIMT_FAIL_LAUNCH");
+  launches = number ? launches + 1 : 0;
+  return number && std::atoll(number) == launches;
 }
 
 std::unordered_map<const void*, size_t>& sharedLimits() {
@@ -75,8 +93,9 @@ cudaError_t launchKernel(const cudaLaunchConfig_t& config, const char* kernel,
                  grid.count(), block.count(), shared);
   }
   return queue(config.stream, [=, body = std::move(body)] {
-    if (!run(kernel, grid, block, static_cast<int>(cluster), shared, body))
-      sticky = cudaErrorLaunchFailure;
+    const bool succeeds =
+        !launchShallFail() && run(kernel, grid, block, static_cast<int>(cluster), shared, body);
+    if (!succeeds) sticky = cudaErrorLaunchFailure;
     return sticky;
   });
 }
@@ -147,7 +166,8 @@ const char* cudaGetErrorName(cudaError_t status) {
 }
 
 const char* cudaGetErrorString(cudaError_t status) {
-  if (status == cudaErrorLaunchFailure) return dit::simt::lastFault().c_str();
+  const std::string& fault = dit::simt::lastFault();
+  if (status == cudaErrorLaunchFailure && !fault.empty()) return fault.c_str();
   return cudaGetErrorName(status);
 }
 
@@ -174,6 +194,7 @@ cudaError_t cudaSetDevice(int device) {
 }
 
 cudaError_t cudaMalloc(void** memory, size_t bytes) {
+  if (dit::simt::forbidden()) return failed(cudaErrorStreamCaptureUnsupported);
   const std::lock_guard lock(dit::simt::device);
   if (sticky != cudaSuccess) return failed(sticky);
   *memory = dit::simt::allocate(bytes);
@@ -181,11 +202,22 @@ cudaError_t cudaMalloc(void** memory, size_t bytes) {
 }
 
 cudaError_t cudaFree(void* memory) {
+  if (dit::simt::forbidden()) return failed(cudaErrorStreamCaptureUnsupported);
   const std::lock_guard lock(dit::simt::device);
   if (memory && !dit::simt::release(memory)) {
     std::fprintf(stderr, "simt: memory was written to beyond its end, or is no allocation\n");
     sticky = cudaErrorIllegalAddress;
   }
+  return failed(sticky);
+}
+
+cudaError_t cudaMallocHost(void** memory, size_t bytes) {
+  *memory = std::malloc(bytes);
+  return failed(*memory ? sticky : cudaErrorMemoryAllocation);
+}
+
+cudaError_t cudaFreeHost(void* memory) {
+  std::free(memory);
   return failed(sticky);
 }
 
@@ -235,17 +267,25 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   return failed(sticky);
 }
 
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return failed(sticky); }
+cudaError_t cudaStreamSynchronize(cudaStream_t) {
+  return failed(dit::simt::forbidden() ? cudaErrorStreamCaptureUnsupported : sticky);
+}
 
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
   if (stream->capturing) return failed(cudaErrorInvalidValue);
   stream->capturing = std::make_unique<Graph>();
+  stream->invalid = false;
+  dit::simt::captured = stream;
   return failed(sticky);
 }
 
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
   if (!stream->capturing) return failed(cudaErrorInvalidValue);
-  *graph = stream->capturing.release();
+  dit::simt::captured = nullptr;
+  const std::unique_ptr<Graph> recorded = std::move(stream->capturing);
+  *graph = nullptr;
+  if (stream->invalid) return failed(cudaErrorStreamCaptureInvalidated);
+  *graph = new Graph(*recorded);
   return failed(sticky);
 }
 

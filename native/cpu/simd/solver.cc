@@ -94,6 +94,7 @@ void solverUpdate(const SolverUpdateArgs& args) {
   const SolverStep* steps = args.steps.as<SolverStep>();
   parallelFor(args.steps.shape[0] * c * chunks, [&](int64_t work) {
     const SolverStep& s = steps[work / (c * chunks)];
+    if (s.lane < 0) return;
     const int64_t channel = work / chunks % c, begin = work % chunks * kChunk;
     const int64_t end = pixels < begin + kChunk ? pixels : begin + kChunk;
     auto model = [&](int32_t row, int64_t modelChannel) {
