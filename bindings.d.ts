@@ -14,7 +14,7 @@ import type {
 export type Precision = 'fp32' | 'tf32' | 'bf16'
 
 export interface ModelSpec {
-  device: string // 'cpu'
+  device: string // 'cpu', 'cuda', 'cuda:1'; in tests 'cuda:emulated'
   precision: Precision
   threads: number // 0: as many as there are cores
   maxLanes: number // images in the making at once
@@ -208,17 +208,31 @@ export class Model {
   close(): number // what is under way fails with ERR_DIT_CLOSED; memory is free when it is done
 }
 
-/** Processor, instruction set and precisions of this machine's CPU backend. */
+/** A device of this machine, or why it cannot be used. */
 export interface DeviceInfo {
-  device: string // 'cpu'
+  device: string // 'cpu', 'cuda:0'; 'cuda' where there is none
+  problem: string // why it cannot be used; '' where it can
   name: string // of the processor
-  isa: string // 'generic', 'avx2', 'avx512', 'avx512bf16'
+  kernels: string // CPU: 'generic', 'avx2', 'avx512', 'avx512bf16'; GPU: 'sm_80', 'sm_90a'
+  computeCapability: string // of a GPU, '9.0'
   precisions: Precision[]
   memoryBytes: number
-  threads: number
+  threads: number // of the CPU
 }
 
-export function devices(): DeviceInfo[]
+export function cpuDevice(): DeviceInfo
+
+/**
+ * The GPUs, or one entry that says why there are none. Starts NVIDIA's driver in this process, which
+ * a damaged one may hang or end.
+ */
+export function cudaDevices(): DeviceInfo[]
+
+/** Why `cudaDevices` would find none, as far as can be said without the driver; '' where it has to be asked. */
+export function cudaObstacle(): string
+
+/** Opens a device and checks what one small operation gives. Throws ERR_DIT_DEVICE with the reason. */
+export function tryDevice(device: string): void
 
 /** The tables of a respaced schedule (float64), as the samplers use them. */
 export function schedule(

@@ -83,7 +83,7 @@ export class DiT {
   readonly config: Readonly<DiTConfig>
   /** The diffusion process it was trained with. */
   readonly schedule: Readonly<ScheduleConfig>
-  /** What it runs on: `'cpu'`. */
+  /** What it runs on: `'cpu'`, `'cuda:0'`. */
   readonly device: string
   readonly precision: options.Precision
   readonly source: Readonly<SourceInfo>

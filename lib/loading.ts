@@ -38,13 +38,10 @@ export interface Described {
   classNames: ClassNames
 }
 
-/** Images in the making at once; more wait for their turn. */
-const maxLanes = 4
-
 /** @internal */
 export async function describeSource(source: string, given: LoadOptions): Promise<Described> {
   const { weights, config, vae, revision, signal, onProgress } = given
-  const place = chooseDevice(given.device, given.precision)
+  const place = await chooseDevice(given.device, given.precision)
   const found = await resolveSource(source, {
     ...demoOption(source),
     ...(weights && { weights }),
@@ -60,7 +57,6 @@ export async function describeSource(source: string, given: LoadOptions): Promis
     spec: {
       ...place,
       threads: given.threads ?? 0,
-      maxLanes,
       dit: { ...dit, seed: 0n },
       vae: found.vae ? { config: found.vae.config, tensors: found.vae.tensors } : null,
       schedule: found.schedule,
@@ -84,7 +80,7 @@ export async function describeFresh(
 ): Promise<Described> {
   const { vae: vaeSource, signal, onProgress, id2label = {} } = given
   const complete = completeConfig(config)
-  const place = chooseDevice(given.device, given.precision)
+  const place = await chooseDevice(given.device, given.precision)
   const schedule = { ...defaultSchedule, ...given.schedule }
   checkSchedule(schedule)
   const vae =
@@ -100,7 +96,6 @@ export async function describeFresh(
     spec: {
       ...place,
       threads: given.threads ?? 0,
-      maxLanes,
       dit: { config: complete, tensors: null, stored: null, seed },
       vae: vae ? { config: vae.config, tensors: vae.tensors } : null,
       schedule,
@@ -132,9 +127,8 @@ export async function describeVae(source: string, given: DeviceOptions) {
   const size = { depth: 1, hidden: 4, heads: 1, patchSize: 1, latentSize: 1, numClasses: 1 }
   const config = completeConfig({ ...size, channels: vae.config.latentChannels })
   const spec: ModelSpec = {
-    ...chooseDevice(given.device, given.precision),
+    ...(await chooseDevice(given.device, given.precision)),
     threads: given.threads ?? 0,
-    maxLanes,
     dit: { config, tensors: null, stored: null, seed: 0n },
     vae,
     schedule: defaultSchedule,

@@ -21,6 +21,13 @@ const buildHint =
 
 let binding: Binding | undefined
 
+/** The file of the native part. Throws ERR_DIT_PLATFORM when there is none. @internal */
+export function nativeFile(): string {
+  const file = candidates.map((name) => path.join(packageRoot, name)).find(existsSync)
+  if (file !== undefined) return file
+  throw new DiTError('ERR_DIT_PLATFORM', `dit-native has no binary for this machine. ${buildHint}`)
+}
+
 /**
  * The native part, loaded when it is first needed.
  *
@@ -35,13 +42,7 @@ export function native(): Binding {
 }
 
 function load(): Binding {
-  const file = candidates.map((name) => path.join(packageRoot, name)).find(existsSync)
-  if (file === undefined) {
-    throw new DiTError(
-      'ERR_DIT_PLATFORM',
-      `dit-native has no binary for this machine. ${buildHint}`,
-    )
-  }
+  const file = nativeFile()
   let loaded: Binding
   try {
     loaded = requireFile(file) as Binding

@@ -2,6 +2,7 @@
 // options here, once; what stands behind can rely on them.
 
 import * as v from 'valibot'
+import { isDevice } from './devices.js'
 import { DiTError, invalidOption, show } from './errors.js'
 import type { PreviewEvent, ProgressEvent } from './events.js'
 import type {
@@ -30,9 +31,9 @@ export type ModelProgress = LoadProgress | { phase: 'prepare'; loaded: number; t
 
 /** Where and how a model runs. */
 export interface DeviceOptions {
-  /** Default `'auto'`: the best there is. */
+  /** Default `'auto'`: the first GPU that works, else the processor; `DiT.devices()` tells why. */
   device?: Device
-  /** Default: bf16 where the device has it, else fp32. */
+  /** Default: bf16 where the device has it, as every GPU does, else fp32. `'tf32'`: GPUs only. */
   precision?: Precision
   /** Processor threads, of all models together. Default 0: as many as there are cores. */
   threads?: number
@@ -211,11 +212,7 @@ const positive = (value: unknown) => isInteger(value, 1, 1 << 16)
 
 /** @internal */
 export const deviceEntries = {
-  device: v.optional(
-    is<Device>("'auto', 'cpu', 'cuda' or 'cuda:<number>'", (value) =>
-      /^(auto|cpu|cuda(:\d{1,3})?)$/.test(String(value)),
-    ),
-  ),
+  device: v.optional(is<Device>("'auto', 'cpu', 'cuda' or 'cuda:<number>'", isDevice)),
   precision: v.optional(oneOf('fp32', 'tf32', 'bf16')),
   threads: v.optional(integer(0, 4096)),
   signal: v.optional(signal),

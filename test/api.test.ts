@@ -269,25 +269,6 @@ test('create: presets, with a VAE', async () => {
   assert.is(small.config.patchSize, 8)
 })
 
-test('devices: the processor can be used, CUDA cannot and says why', async () => {
-  const devices = await DiT.devices()
-  const [cpu, cuda] = devices
-  assert.is(devices.length, 2)
-  assert.ok(cpu?.available)
-  if (cpu?.available) {
-    assert.ok(cpu.precisions.includes('fp32') && cpu.threads >= 1 && cpu.memoryBytes > 1e8)
-  }
-  assert.equal(cuda, {
-    device: 'cuda',
-    available: false,
-    reason: 'this build of dit-native has no CUDA',
-  })
-  for (const device of ['cuda', 'cuda:1'] as const) {
-    await rejects(() => DiT.load(pipeline, { device }), 'ERR_DIT_DEVICE', /no CUDA.*'cpu'/)
-  }
-  await rejects(() => DiT.load(pipeline, { precision: 'tf32' }), 'ERR_DIT_DEVICE', /has no tf32/)
-})
-
 test("load: 'demo' works offline", async () => {
   await using dit = await DiT.load('demo', { threads: 1 })
   const { config, classNames } = dit

@@ -1,7 +1,7 @@
 // `dit info`: what a model is, from the headers of its files alone.
 
 import type { Command } from 'commander'
-import { listDevices } from '../devices.js'
+import { type DeviceInfo, listDevices } from '../devices.js'
 import { resolveSource } from '../formats/source.js'
 import type { LoadedSource } from '../formats/types.js'
 import { demoOption } from '../loading.js'
@@ -42,7 +42,7 @@ async function info(model: string, flags: InfoFlags, context: Context): Promise<
   } finally {
     progress.end()
   }
-  const facts = describe(source)
+  const facts = { ...describe(source), devices: await listDevices() }
   context.print(flags.json ? JSON.stringify(facts) : table(facts))
 }
 
@@ -85,11 +85,12 @@ function describe(source: LoadedSource) {
       : null,
     schedule: source.schedule,
     classNames: source.id2label ?? {},
-    devices: listDevices(),
   }
 }
 
-function table(facts: ReturnType<typeof describe>): string {
+type Facts = ReturnType<typeof describe> & { devices: DeviceInfo[] }
+
+function table(facts: Facts): string {
   const { source, config, vae, schedule } = facts
   const rows: [string, string][] = [
     ['weights', source.description],
@@ -135,15 +136,19 @@ function table(facts: ReturnType<typeof describe>): string {
     )
   } else rows.push(['VAE', 'none'])
   for (const [i, device] of facts.devices.entries()) {
-    rows.push([
-      i === 0 ? 'devices' : '',
-      device.available
-        ? `${device.device}: ${device.name}, ${device.isa}, ${device.precisions.join(' and ')}, ` +
-          `${device.threads} threads, ${scaled(device.memoryBytes, 'B')}`
-        : `${device.device}: not here: ${device.reason}`,
-    ])
+    rows.push([i === 0 ? 'devices' : '', `${device.device}: ${deviceLine(device)}`])
   }
   return columns(rows)
+}
+
+function deviceLine(device: DeviceInfo): string {
+  if (!device.available) return `not here: ${device.reason}`
+  const kind =
+    device.device === 'cpu'
+      ? `${device.isa}, ${device.threads} threads`
+      : `compute capability ${device.computeCapability}, kernels for ${device.arch}`
+  const precisions = device.precisions.join(' and ')
+  return `${device.name}, ${kind}, ${precisions}, ${scaled(device.memoryBytes, 'B')}`
 }
 
 function channels(n: number): string {

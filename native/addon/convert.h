@@ -23,7 +23,7 @@ ScheduleConfig toScheduleConfig(const Napi::Value& value);
 Napi::Object fromEvent(Napi::Env env, const JobEvent& event);
 Napi::Object fromModelInfo(Napi::Env env, const ModelInfo& info);
 Napi::Object fromSchedule(Napi::Env env, const Schedule& schedule);
-Napi::Array fromDevices(Napi::Env env, const std::vector<DeviceInfo>& devices);
+Napi::Object fromDevice(Napi::Env env, const DeviceInfo& device);
 
 // A JS Error with the code and the message of `error`.
 Napi::Error fromError(Napi::Env env, ErrorCode code, const std::string& message);

@@ -128,24 +128,21 @@ Napi::Object fromSchedule(Napi::Env env, const Schedule& schedule) {
   return object;
 }
 
-Napi::Array fromDevices(Napi::Env env, const std::vector<DeviceInfo>& devices) {
-  auto array = Napi::Array::New(env, devices.size());
-  for (uint32_t i = 0; i < devices.size(); i++) {
-    const DeviceInfo& device = devices[i];
-    auto precisions = Napi::Array::New(env, device.precisions.size());
-    for (uint32_t p = 0; p < device.precisions.size(); p++) {
-      precisions[p] = nameOf(kPrecisions, device.precisions[p]);
-    }
-    auto object = Napi::Object::New(env);
-    object["device"] = device.device;
-    object["name"] = device.name;
-    object["isa"] = device.isa;
-    object["precisions"] = precisions;
-    object["memoryBytes"] = number(device.memoryBytes);
-    object["threads"] = device.threads;
-    array[i] = object;
+Napi::Object fromDevice(Napi::Env env, const DeviceInfo& device) {
+  auto precisions = Napi::Array::New(env, device.precisions.size());
+  for (uint32_t i = 0; i < device.precisions.size(); i++) {
+    precisions[i] = nameOf(kPrecisions, device.precisions[i]);
   }
-  return array;
+  auto object = Napi::Object::New(env);
+  object["device"] = device.device;
+  object["problem"] = device.problem;
+  object["name"] = device.name;
+  object["kernels"] = device.kernels;
+  object["computeCapability"] = device.computeCapability;
+  object["precisions"] = precisions;
+  object["memoryBytes"] = number(device.memoryBytes);
+  object["threads"] = device.threads;
+  return object;
 }
 
 Napi::Error fromError(Napi::Env env, ErrorCode code, const std::string& message) {

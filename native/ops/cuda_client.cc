@@ -11,8 +11,6 @@ namespace {
 constexpr char kPrefix[] = "cuda";
 constexpr char kEmulated[] = "cuda:emulated";
 
-[[noreturn]] void rethrow(const CudaFailure& failure) { fail(failure.code, failure.message); }
-
 // The folder of the file that this code is in: the addon, or a program of the tests.
 std::string ownFolder() {
   Dl_info info = {};
@@ -31,15 +29,13 @@ const CudaApi& openLibrary(const char* name) {
   if (!library) {
     const char* const reason = dlerror();
     fail(ErrorCode::Device,
-         "CUDA: the library with the kernels could not be opened: ", reason ? reason : file.c_str(),
-         ". This build has no CUDA, or the package is incomplete: reinstall it, or use device "
-         "'cpu'");
+         "this build has no CUDA, or the package is incomplete: ", reason ? reason : file.c_str());
   }
   using Function = const CudaApi* (*)();
   const auto function = reinterpret_cast<Function>(dlsym(library, "ditCudaApi"));
-  DIT_CHECK(function, ErrorCode::Device, "CUDA: ", file, " is no library of dit-native");
+  DIT_CHECK(function, ErrorCode::Device, file, " is no library of dit-native");
   const CudaApi& api = *function();
-  DIT_CHECK(std::string(api.hash) == DIT_OPS_HASH, ErrorCode::Device, "CUDA: ", file,
+  DIT_CHECK(std::string(api.hash) == DIT_OPS_HASH, ErrorCode::Device, file,
             " belongs to another version of dit-native: reinstall the package");
   return api;
 }
@@ -48,16 +44,25 @@ const CudaApi& openLibraryFor(const std::string& device) {
   return openLibrary(device == kEmulated ? "libdit_cuda_emulated.so" : "libdit_cuda.so");
 }
 
+std::string versionText(int version) {
+  return detail::concat(version / 1000, ".", version % 1000 / 10);
+}
+
+// Why no device can be looked for; empty where one can.
+std::string obstacleOf(const CudaApi& api) {
+  return api.driverVersion == 0 ? "no NVIDIA driver was found (libcuda.so.1)" : "";
+}
+
 // Why there is no device, when the runtime finds none; empty where it finds some.
 std::string whyNone(const CudaApi& api, int* count) {
+  if (const std::string obstacle = obstacleOf(api); !obstacle.empty()) return obstacle;
   CudaFailure failure;
-  if (api.driverVersion == 0) return "no NVIDIA driver was found (libcuda.so.1)";
   if (api.countDevices(count, &failure) != 0) {
-    return api.driverVersion < api.runtimeVersion / 1000 * 1000
-               ? detail::concat("the NVIDIA driver is too old: it supports CUDA ",
-                                api.driverVersion / 1000, ".", api.driverVersion % 1000 / 10,
-                                ", at least ", api.runtimeVersion / 1000, ".0 is needed")
-               : failure.message;
+    const int needed = api.runtimeVersion / 1000 * 1000;
+    return api.driverVersion < needed ? "the NVIDIA driver is too old: it supports CUDA " +
+                                            versionText(api.driverVersion) + ", at least " +
+                                            versionText(needed) + " is needed"
+                                      : failure.message;
   }
   return *count == 0 ? "the NVIDIA driver sees no device" : "";
 }
@@ -70,7 +75,7 @@ int ordinalOf(const std::string& device) {
   const auto [rest, error] = std::from_chars(begin, end, ordinal);
   DIT_CHECK(
       device[sizeof(kPrefix) - 1] == ':' && error == std::errc() && rest == end && ordinal >= 0,
-      ErrorCode::Option, "device: expected 'cuda' or such as 'cuda:1', got '", device, "'");
+      ErrorCode::Option, "device: expected 'cpu', 'cuda' or such as 'cuda:1', got '", device, "'");
   return ordinal;
 }
 
@@ -93,8 +98,7 @@ class CudaClient final : public Backend {
   // Called by destructors. A device that cannot free memory is lost, and the next call says so.
   void free(void* memory) override {
     CudaFailure failure;
-    const int status = api_.free(backend_, memory, &failure);
-    static_cast<void>(status);
+    static_cast<void>(api_.free(backend_, memory, &failure));
   }
   size_t freeBytes() const override {
     size_t bytes = 0;
@@ -112,19 +116,17 @@ class CudaClient final : public Backend {
   }
 
   void repeat(uint64_t key, const std::function<void()>& work) override {
-    int action = 0;
-    check([&](CudaFailure* f) { return api_.beginRecording(backend_, key, &action, f); });
-    if (action == 0) return;
-    if (action == 1) return work();
+    int replayed = 0;
+    check([&](CudaFailure* f) { return api_.beginRecording(backend_, key, &replayed, f); });
+    if (replayed) return;
     try {
       work();
     } catch (...) {
       CudaFailure failure;  // what was thrown says more
-      const int status = api_.endRecording(backend_, /*keep=*/0, &failure);
-      static_cast<void>(status);
+      static_cast<void>(api_.endRecording(backend_, /*succeeded=*/0, &failure));
       throw;
     }
-    check([&](CudaFailure* f) { return api_.endRecording(backend_, /*keep=*/1, f); });
+    check([&](CudaFailure* f) { return api_.endRecording(backend_, /*succeeded=*/1, f); });
   }
 
   std::unique_ptr<PreparedWeight> prepareLinear(const LinearWeightArgs& args) override {
@@ -145,10 +147,14 @@ class CudaClient final : public Backend {
 #undef DIT_FORWARD
 
  private:
+  // A device that is lost stays lost, and nothing more is asked of it.
   template <typename Call>
-  static void check(const Call& call) {
+  void check(const Call& call) const {
+    if (!lost_.empty()) fail(ErrorCode::DeviceLost, lost_);
     CudaFailure failure;
-    if (call(&failure) != 0) rethrow(failure);
+    if (call(&failure) == 0) return;
+    if (failure.code == ErrorCode::DeviceLost) lost_ = failure.message;
+    fail(failure.code, failure.message);
   }
 
   template <typename Prepare, typename Args>
@@ -161,6 +167,7 @@ class CudaClient final : public Backend {
   const CudaApi& api_;
   std::string name_;
   void* backend_ = nullptr;
+  mutable std::string lost_;  // the message of the error that lost the device
 };
 
 }  // namespace
@@ -172,29 +179,32 @@ std::unique_ptr<Backend> openCudaBackend(const std::string& device) {
   const CudaApi& api = openLibraryFor(device);
   int count = 0;
   const std::string problem = whyNone(api, &count);
-  DIT_CHECK(problem.empty(), ErrorCode::Device, "CUDA: ", problem);
-  DIT_CHECK(ordinal < count, ErrorCode::Device, "CUDA: there is no device ", ordinal,
-            "; the devices are 0 to ", count - 1);
+  DIT_CHECK(problem.empty(), ErrorCode::Device, device, ": ", problem);
+  DIT_CHECK(ordinal < count, ErrorCode::Device, "there is no ", device,
+            ", the last is cuda:", count - 1);
   const std::string name = device == kEmulated ? device : detail::concat(kPrefix, ":", ordinal);
   return std::make_unique<CudaClient>(api, name, ordinal);
+}
+
+std::string cudaObstacle() {
+  try {
+    return obstacleOf(openLibraryFor(kPrefix));
+  } catch (const Error& error) {
+    return error.what();
+  }
 }
 
 CudaDevices listCudaDevices() {
   CudaDevices found;
   try {
     const CudaApi& api = openLibraryFor(kPrefix);
-    found.driverVersion = api.driverVersion;
-    found.runtimeVersion = api.runtimeVersion;
     int count = 0;
     found.problem = whyNone(api, &count);
     for (int i = 0; found.problem.empty() && i < count; i++) {
-      CudaDeviceInfo info;
+      CudaDevice device;
       CudaFailure failure;
-      if (api.describe(i, &info, &failure) != 0) {
-        found.problem = detail::concat("cuda:", i, ": ", failure.message);
-      } else {
-        found.devices.push_back(info);
-      }
+      if (api.describe(i, &device.info, &failure) != 0) device.problem = failure.message;
+      found.devices.push_back(device);
     }
   } catch (const Error& error) {
     found.problem = error.what();

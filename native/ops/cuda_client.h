@@ -17,11 +17,18 @@ bool isCudaDevice(const std::string& device);
 // Throws Device with the reason when it is not to be had here.
 std::unique_ptr<Backend> openCudaBackend(const std::string& device);
 
-// What can be used, and why the rest cannot.
+// Why no device can be looked for: there is no library or no driver; empty where one can. Does not
+// start the driver.
+std::string cudaObstacle();
+
+// What can be used, and why the rest cannot. Starts the driver.
+struct CudaDevice {
+  CudaDeviceInfo info;
+  std::string problem;  // why it cannot be used; empty where it can
+};
 struct CudaDevices {
-  std::vector<CudaDeviceInfo> devices;  // cuda:0, cuda:1, ..
-  int driverVersion = 0, runtimeVersion = 0;
-  std::string problem;  // empty where there are devices
+  std::vector<CudaDevice> devices;  // cuda:0, cuda:1, ..
+  std::string problem;              // why there are none; empty where there are some
 };
 CudaDevices listCudaDevices();
 

@@ -2,11 +2,17 @@
 
 #include <unistd.h>
 
+#include <algorithm>
+#include <array>
+#include <cmath>
 #include <fstream>
+#include <iterator>
 
+#include "core/rng.h"
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
 #include "ops/backend.h"
+#include "ops/cuda_client.h"
 
 namespace dit {
 namespace {
@@ -21,22 +27,60 @@ std::string processorName() {
   return "";
 }
 
+constexpr std::array kPrecisions = {Precision::F32, Precision::TF32, Precision::BF16};
+
+}  // namespace
+
 DeviceInfo cpuDevice() {
   DeviceInfo cpu;
   cpu.device = "cpu";
   cpu.name = processorName();
-  cpu.isa = cpu::kernels().isa;
+  cpu.kernels = cpu::kernels().isa;
   const auto backend = openBackend({.device = "cpu"});
-  for (const Precision precision : {Precision::F32, Precision::TF32, Precision::BF16}) {
-    if (backend->supports(precision)) cpu.precisions.push_back(precision);
-  }
+  std::copy_if(kPrecisions.begin(), kPrecisions.end(), std::back_inserter(cpu.precisions),
+               [&](Precision precision) { return backend->supports(precision); });
   cpu.memoryBytes = int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGESIZE);
   cpu.threads = cpu::threads();
   return cpu;
 }
 
-}  // namespace
+std::vector<DeviceInfo> cudaDevices() {
+  const CudaDevices found = listCudaDevices();
+  if (!found.problem.empty()) return {{.device = "cuda", .problem = found.problem}};
+  std::vector<DeviceInfo> devices;
+  for (const auto& [info, problem] : found.devices) {
+    DeviceInfo device;
+    device.device = "cuda:" + std::to_string(devices.size());
+    device.problem = problem;
+    if (problem.empty()) {
+      device.name = info.name;
+      device.kernels = info.arch;
+      device.computeCapability = std::to_string(info.major) + "." + std::to_string(info.minor);
+      device.precisions.assign(kPrecisions.begin(), kPrecisions.end());
+      device.memoryBytes = info.memoryBytes;
+    }
+    devices.push_back(std::move(device));
+  }
+  return devices;
+}
 
-std::vector<DeviceInfo> listDevices() { return {cpuDevice()}; }
+void tryDevice(const std::string& device) {
+  constexpr uint64_t kSeed = 1;
+  constexpr int64_t kCount = 1024;
+  constexpr float kTolerance = 1e-4f;  // of log and cos, in numbers up to about 5
+  Ops ops(openBackend({.device = device}));
+  const DeviceBuffer memory(ops.backend(), kCount * sizeof(float));
+  const Tensor y(memory.data(), DType::F32, {kCount});
+  ops.noise({.seed = kSeed, .y = y});
+  std::vector<float> got(kCount), expected(kCount);
+  ops.backend().download(got.data(), y);
+  for (int64_t i = 0; i < kCount; i += 4) {
+    normal4(kSeed, NoiseStream::Latent, 0, static_cast<uint64_t>(i / 4), expected.data() + i);
+  }
+  for (int64_t i = 0; i < kCount; i++) {
+    DIT_CHECK(std::abs(got[i] - expected[i]) <= kTolerance, ErrorCode::Device, device,
+              ": it calculates wrongly: expected ", expected[i], ", got ", got[i]);
+  }
+}
 
 }  // namespace dit
