@@ -5,6 +5,8 @@
 //   types    tsc, over the sources and the tests
 //   dist     the TypeScript build, which some tests load
 //   native   the C++ tests, build/Release/dit_native_test (the full suite: with --full)
+//   native-cuda-sm80, native-cuda-sm90a   the same on the emulated CUDA device, with the kernels for
+//            Ampere and for Hopper (where the emulator was built)
 //   files    test/**/*.test.ts, each in a process of its own, one at a time: native code uses all cores
 //
 // Suites: `default` runs all but *.full.test.ts and the C++ cases of full-size networks; `full` runs
@@ -28,6 +30,7 @@ const root = path.dirname(path.dirname(fileURLToPath(import.meta.url)))
 const kFileLimit = 60 // seconds
 const kNativeLimit = 900
 const kFullNativeLimit = 5400
+const kEmulatedLimit = 1200
 const kScriptLimit = 300
 const kGrace = 2 // seconds between the signal that can be caught and the one that cannot
 
@@ -172,15 +175,22 @@ function judgeNative(ended: Ended, limit: number): Result {
   return result(passed, failed, badEnd(ended, limit), problem)
 }
 
-function nativeStep(executable: string, suite: string): Step {
+function nativeStep(name: string, command: string[], limit: number): Step {
+  return { name, limit, command, judge: (ended) => judgeNative(ended, limit) }
+}
+
+/** The C++ tests on the processor; and on the emulated CUDA device, with the kernels of each kind. */
+function nativeSteps(executable: string, suite: string): Step[] {
   const full = suite === 'full'
-  const limit = full ? kFullNativeLimit : kNativeLimit
-  return {
-    name: 'native',
-    limit,
-    command: full ? [executable, '--full'] : [executable],
-    judge: (ended) => judgeNative(ended, limit),
+  const command = full ? [executable, '--full'] : [executable]
+  const steps = [nativeStep('native', command, full ? kFullNativeLimit : kNativeLimit)]
+  if (!existsSync(path.join(path.dirname(executable), 'libdit_cuda_emulated.so'))) return steps
+  for (const arch of ['sm_80', 'sm_90a']) {
+    const onEmulator = ['env', `DIT_CUDA_ARCH=${arch}`, executable, '--device', 'cuda:emulated']
+    const name = `native-cuda-${arch.replace('_', '')}`
+    steps.push(nativeStep(name, onEmulator, kEmulatedLimit))
   }
+  return steps
 }
 
 function scriptStep(name: string, ...args: string[]): Step {
@@ -203,7 +213,7 @@ function steps(options: { suite: string; dir?: string; native?: string }): Step[
     all.push(scriptStep('dist', 'scripts/build-ts.mjs'))
   }
   if (dir === undefined || native !== undefined) {
-    all.push(nativeStep(native ?? path.join(root, 'build/Release/dit_native_test'), suite))
+    all.push(...nativeSteps(native ?? path.join(root, 'build/Release/dit_native_test'), suite))
   }
   const files = testFiles(path.resolve(dir ?? path.join(root, 'test')))
     .filter((file) => suite === 'full' || !file.endsWith('.full.test.ts'))
