@@ -228,23 +228,46 @@ std::string whoWaits() {
   return text;
 }
 
+// One turn for each of these threads that can go on; how many have, and how many came to their end.
+struct Progress {
+  size_t moved = 0, finished = 0;
+};
+
+Progress takeTurns(const std::vector<size_t>& turns, size_t begin, size_t end) {
+  Progress progress;
+  for (size_t at = begin; at < end && machine.fault.empty(); at++) {
+    ThreadFiber& thread = *machine.threads[turns[at]];
+    if (thread.finished || (thread.counter && *thread.counter == thread.seen)) continue;
+    thread.counter = nullptr;
+    machine.running = &thread;
+    machine.current = thread.block;
+    switchFiber(machine.scheduler, thread.fiber);
+    machine.running = nullptr;
+    progress.moved++;
+    if (thread.finished) progress.finished++;
+  }
+  return progress;
+}
+
+// In half of the clusters threads take turns one by one. In the others a warp goes on alone for as
+// long as it can, so that it gets as far ahead of the rest as the barriers allow: one that is
+// missing shows in one way or the other.
 bool runCluster(Dim3 first, std::mt19937_64& random) {
   beginCluster(first);
   size_t left = machine.size * machine.cluster.size();
   const std::vector<size_t> turns = order(random, left);
+  const bool ahead = random() % 2 == 0;
   while (left > 0) {
     bool moved = false;
-    for (const size_t i : turns) {
-      ThreadFiber& thread = *machine.threads[i];
-      if (thread.finished || (thread.counter && *thread.counter == thread.seen)) continue;
-      thread.counter = nullptr;
-      machine.running = &thread;
-      machine.current = thread.block;
-      switchFiber(machine.scheduler, thread.fiber);
-      machine.running = nullptr;
-      if (!machine.fault.empty()) return false;
-      moved = true;
-      if (thread.finished) left--;
+    for (size_t begin = 0, end = 0; begin < turns.size(); begin = end) {
+      while (end < turns.size() && turns[end] / kWarp == turns[begin] / kWarp) end++;
+      Progress progress;
+      do {
+        progress = takeTurns(turns, begin, end);
+        if (!machine.fault.empty()) return false;
+        left -= progress.finished;
+        moved = moved || progress.moved > 0;
+      } while (ahead && progress.moved > 0);
     }
     if (moved) continue;
     if (machine.undelivered.empty()) {
