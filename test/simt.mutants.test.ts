@@ -5,7 +5,7 @@
 // A mutant names the file that is changed, the one place in it, and the unit that is compiled anew (the
 // file itself, or a source that includes it). It is linked with the other objects of the build.
 import { execFile } from 'node:child_process'
-import { copyFileSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { copyFileSync, mkdirSync, readFileSync, realpathSync, rmSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { promisify } from 'node:util'
 import { test } from 'uvu'
@@ -27,31 +27,31 @@ interface Mutant {
 }
 
 const run = promisify(execFile)
-const build = path.join(packageRoot, 'build')
+const build = realpathSync(path.join(packageRoot, 'build'))
 const folder = path.join(build, 'mutants')
 const mutants: Mutant[] = JSON.parse(
   readFileSync(path.join(packageRoot, 'test/simt/mutants.json'), 'utf8'),
 )
 
-/** How the build compiles a source for the emulator. */
-function compileCommand(unit: string): { command: string[]; object: string } {
-  const source = path.join(packageRoot, 'native/cuda', unit)
+interface Compilation {
+  file: string
+  command: string[]
+  /** What the build makes of it. */
+  object: string
+}
+
+/** How the build compiles the emulated library. */
+function compilations(): Compilation[] {
   const all: { file: string; command: string; directory: string }[] = JSON.parse(
     readFileSync(path.join(build, 'compile_commands.json'), 'utf8'),
   )
-  const entry = all.find(
-    ({ file, command }) => file === source && command.includes('dit_cuda_emulated.dir'),
-  )
-  assert.ok(entry, `the build knows how to compile ${unit} for the emulator`)
-  const command = entry.command.split(' ').map((word) => word.replaceAll('\\"', '"'))
-  const object = command[command.indexOf('-o') + 1] as string
-  return { command, object: path.resolve(entry.directory, object) }
-}
-
-function objectsOf(directory: string): string[] {
-  return readdirSync(directory, { recursive: true, encoding: 'utf8' })
-    .filter((name) => name.endsWith('.o'))
-    .map((name) => path.join(directory, name))
+  return all
+    .filter(({ command }) => command.includes('dit_cuda_emulated.dir'))
+    .map(({ file, command, directory }) => {
+      const words = command.split(' ').map((word) => word.replaceAll('\\"', '"'))
+      const object = words[words.indexOf('-o') + 1] as string
+      return { file, command: words, object: path.resolve(directory, object) }
+    })
 }
 
 /** Builds the emulated library with `text` in place of a file, beside a copy of the test program. */
@@ -60,8 +60,11 @@ async function buildWith(file: string, unit: string, text: string): Promise<stri
   mkdirSync(path.join(folder, 'include/cuda'), { recursive: true })
   const changed = path.join(folder, 'include/cuda', file)
   writeFileSync(changed, text)
-  const { command, object } = compileCommand(unit)
   const source = path.join(packageRoot, 'native/cuda', unit)
+  const all = compilations()
+  const own = all.find(({ file }) => file === source)
+  assert.ok(own, `the build compiles ${unit} for the emulator`)
+  const { command, object } = own as Compilation
   const ownObject = path.join(folder, 'unit.o')
   const words = command
     .map((word) => (word === source && file === unit ? changed : word))
@@ -73,14 +76,12 @@ async function buildWith(file: string, unit: string, text: string): Promise<stri
     .filter((word) => word !== '-MD')
   const [compiler = 'c++', ...flags] = words[0]?.endsWith('ccache') ? words.slice(1) : words
   await run(compiler, [`-I${path.join(folder, 'include')}`, ...flags, '-o', ownObject])
-  const others = objectsOf(path.join(build, 'test/simt/CMakeFiles/dit_cuda_emulated.dir'))
-  assert.ok(others.includes(object), `${object} is one of the library's objects`)
   await run(compiler, [
     '-shared',
     '-o',
     path.join(folder, 'libdit_cuda_emulated.so'),
     ownObject,
-    ...others.filter((other) => other !== object),
+    ...all.map((each) => each.object).filter((other) => other !== object),
   ])
   const program = path.join(folder, 'dit_native_test')
   copyFileSync(path.join(build, 'Release/dit_native_test'), program)

@@ -49,8 +49,8 @@ DIT_KERNEL_CASE("attention/bf16/sharp") { check(test, DType::BF16, {1, 300, 2, 7
 // What the derivative needs. In bf16 the terms of the sum are within 9e-5 (simd_math.h: exp2), and
 // so is its logarithm, beside what the naive run may err by.
 DIT_KERNEL_CASE("attention/log-sum-exp") {
-  constexpr AttentionCase kCases[] = {
-      {3, 256, 2, 72}, {2, 131, 3, 9}, {1, 300, 2, 16}, {3, 1, 2, 7}, {1, 65, 1, 512}};
+  constexpr AttentionCase kCases[] = {{3, 256, 2, 72}, {2, 131, 3, 9},  {1, 300, 2, 16},
+                                      {3, 1, 2, 7},    {1, 65, 1, 512}, {1, 131, 2, 72}};
   for (DType act : {DType::F32, DType::BF16}) {
     for (const AttentionCase& c : kCases) {
       for (double scale : {1, 6}) {

@@ -353,7 +353,8 @@ DIT_CASE("linear/errors") {
   EXPECT_ERROR(Shape, run(test.random(DType::F32, {1, c.m, c.k}), wide,
                           test.upload(test.random(DType::F32, {c.n + 1}))));
   EXPECT_ERROR(Shape, run(test.random(DType::BF16, {1, c.m, c.k}), y, bias));
-  // A gate that is not in the table.
+  // A gate that is not in the table. A GPU's index the host does not see.
+  if (test.backend().name() != "cpu") return;
   EXPECT_ERROR(Shape, test.ops().linear({.x = test.upload(test.random(DType::F32, {1, c.m, c.k})),
                                          .weight = weight.get(),
                                          .bias = bias,
