@@ -150,6 +150,8 @@ test('training: what is asked for arrives, and the results are as typed', async 
   assert.is(await failed(model.train({ ...trainerRequest, loss: 'hybrid' })), 'ERR_DIT_OPTION')
   assert.is(await failed(model.train({ ...trainerRequest, memoryLimit: 1 })), 'ERR_DIT_OOM')
 
+  assert.is((await done(model.release())).trainer, null)
+
   const { trainer } = await done(model.train(trainerRequest))
   assert.ok(trainer)
   assert.equal(Object.keys(trainer), ['microBatch', 'step', 'parameterBytes', 'activationBytes'])

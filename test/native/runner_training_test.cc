@@ -260,6 +260,39 @@ DIT_CASE("runner/training-ema") {
   EXPECT(model.sample() != later);
 }
 
+// The averaged weights outlive the trainer, until there is another; an image in the making ends
+// with those that it began with.
+DIT_CASE("runner/training-release") {
+  Training model(test);
+  Runner& runner = model.runner;
+  const std::vector<float> before = model.sample();
+  model.done(runner.release({}));  // there is none
+  const size_t weightBytes = runner.info().weightBytes;
+  model.done(runner.train(trainerRequest()));
+  for (int i = 0; i < 3; i++) model.step(rows());
+  const std::vector<float> slow = model.done(runner.sample(request({8}, "50"))).floats;
+  const uint64_t inTheMaking = runner.sample(request({8}, "50"));
+  const uint64_t jobs[] = {runner.accumulate(rows()), runner.apply(kApply), runner.release({})};
+  EXPECT(model.done(inTheMaking).floats == slow);
+  for (const uint64_t job : jobs) model.done(job);
+  EXPECT(runner.info().trainerBytes == 0 && runner.info().weightBytes > weightBytes);
+  for (const uint64_t job : {runner.accumulate(rows()), runner.apply(kApply)}) {
+    EXPECT(model.inbox.last(job).error == ErrorCode::Option);
+  }
+
+  const std::string ema = model.saved(Part::Weights);
+  const TemporaryFile file(test);
+  file.write(ema.data(), ema.size());
+  ModelSpec spec = freshModel(test);
+  spec.ditTensors = sources(file.path);
+  Training copy(test, std::move(spec));
+  const std::vector<float> after = model.sample();
+  EXPECT(after != before && after == copy.sample());
+
+  model.done(runner.train(trainerRequest()));
+  EXPECT(runner.info().weightBytes == weightBytes && model.sample() == before);
+}
+
 // Jobs of training and rounds of sampling take turns.
 DIT_CASE("runner/training-turns") {
   Inbox inbox;
