@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     const float* const a = shared + step % kStages * Shape::kStageNumbers + row;
     const float* const b =
         shared + step % kStages * Shape::kStageNumbers + kK * Shape::kLine + column;
-#pragma unroll
+#pragma unroll 4
     for (int k = 0; k < kK; k++) {
       float x[4 * kQuads], y[4 * kQuads];
 #pragma unroll

@@ -137,12 +137,15 @@ class Side {
   }
 
  private:
-  // TF32 across k: this lane's number in the first or second four of k.
+  // TF32 across k: this lane's number in the first or second four of k, row (column) `first`, a
+  // multiple of 8, plus lane / 4. As `offset` has it; written so that lanes differ in four ways
+  // only, whatever the step and the tile: four registers.
   static __device__ __forceinline__ uint32_t number(const char* shared, int step, int four,
                                                     int first) {
-    const int lane = static_cast<int>(threadIdx.x) % 32;
-    const int line = 8 * step + 4 * four + lane % 4, at = first + lane / 4;
-    return *reinterpret_cast<const uint32_t*>(shared + offset(line, at / 4) + at % 4 * 4);
+    const int lane = static_cast<int>(threadIdx.x) % 32, q = lane % 4;
+    const int ofLane = q * kPieces * 16 + (first / 8 % 4 ^ q) * 32 + lane / 4 * 4;
+    const int ofTile = (8 * step + 4 * four) * kPieces * 16 + first / 32 * 128;
+    return *reinterpret_cast<const uint32_t*>(shared + ofLane + ofTile);
   }
   // Rounding again what is TF32 already changes nothing.
   static __device__ __forceinline__ void round(uint32_t (&fragment)[4]) {
