@@ -93,7 +93,7 @@ std::unique_ptr<PreparedWeight> CpuBackend::prepareLinear(const LinearWeightArgs
 }
 
 std::unique_ptr<PreparedWeight> CpuBackend::prepareTrainedLinear(const TrainedLinearArgs& args) {
-  requirePrecision(args.values.dtype == DType::BF16 ? Precision::BF16 : Precision::F32);
+  requirePrecision(args.values.dtype == DType::BF16 ? Precision::BF16 : args.precision);
   return cpu::prepareTrainedLinear(args);
 }
 

@@ -20,27 +20,46 @@ struct Fp32Tile {
   static constexpr size_t kShared = size_t{kStages} * kStageNumbers * sizeof(float);
 };
 
-// Copies numbers [first, first + kSize) x [kBegin, kBegin + kK) of an operand; zeros beyond
-// `extent` and `kEnd`.
+// One operand's numbers [first, first + kSize) x [k, k + kK), step after step.
 template <typename Shape, Lines kLines>
-__device__ __forceinline__ void copyFp32(float* shared, const Operand& operand, int64_t first,
-                                         int64_t extent, int64_t kBegin, int64_t kEnd) {
-  // Neighbouring threads read neighbours.
-  constexpr int kAcross = kLines == Lines::AlongK ? Shape::kK : Shape::kSize;
-  constexpr int kStep = Shape::kThreads / kAcross;
-  const int across = static_cast<int>(threadIdx.x) % kAcross;
-  const int down = static_cast<int>(threadIdx.x) / kAcross;
-#pragma unroll
-  for (int i = 0; i < Shape::kSize * Shape::kK / Shape::kThreads; i++) {
-    const int at = kLines == Lines::AlongK ? down + i * kStep : across;
-    const int k = kLines == Lines::AlongK ? across : down + i * kStep;
-    const int64_t line = kLines == Lines::AlongK ? first + at : kBegin + k;
-    const int64_t in = kLines == Lines::AlongK ? kBegin + k : first + at;
-    copyAsync4(shared + k * Shape::kLine + at,
-               static_cast<const float*>(operand.data) + line * operand.stride + in,
-               first + at < extent && kBegin + k < kEnd);
+class Fp32Side {
+ public:
+  __device__ __forceinline__ Fp32Side(const Operand& operand, int64_t first, int64_t extent,
+                                      int64_t kBegin)
+      : across_(static_cast<int>(threadIdx.x) % kAcross),
+        down_(static_cast<int>(threadIdx.x) / kAcross),
+        stride_(operand.stride),
+        left_(static_cast<int>(min(extent - first, int64_t{Shape::kSize}))) {
+    const int64_t line = (kLines == Lines::AlongK ? first : kBegin) + down_;
+    from_ = static_cast<const float*>(operand.data) + line * stride_ +
+            (kLines == Lines::AlongK ? kBegin : first) + across_;
   }
-}
+
+  // Copies the next step, of which `k` numbers exist; zeros beyond, and beyond the operand.
+  __device__ __forceinline__ void copy(float* shared, int64_t k) {
+    const int kLeft = static_cast<int>(min(k, int64_t{Shape::kK}));
+    const float* from = from_;
+#pragma unroll
+    for (int i = 0; i < Shape::kSize * Shape::kK / Shape::kThreads; i++) {
+      const int line = down_ + i * kStep;
+      const int at = kLines == Lines::AlongK ? line : across_;
+      const int inStep = kLines == Lines::AlongK ? across_ : line;
+      copyAsync4(shared + inStep * Shape::kLine + at, from, at < left_ && inStep < kLeft);
+      from += kStep * stride_;
+    }
+    from_ += kLines == Lines::AlongK ? int64_t{Shape::kK} : Shape::kK * stride_;
+  }
+
+ private:
+  // Neighbouring threads read neighbours.
+  static constexpr int kAcross = kLines == Lines::AlongK ? Shape::kK : Shape::kSize;
+  static constexpr int kStep = Shape::kThreads / kAcross;
+
+  int across_, down_;
+  int64_t stride_;
+  int left_;
+  const float* from_;
+};
 
 template <typename Shape, Lines kLinesA, Lines kLinesB, typename Epilogue>
 __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
@@ -51,15 +70,16 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
                                    static_cast<int>((p.n + Shape::kSize - 1) / Shape::kSize));
   const int64_t m = tile.m * Shape::kSize, n = tile.n * Shape::kSize;
   const int64_t kBegin = static_cast<int64_t>(blockIdx.y) * p.kSplit;
-  const int64_t kEnd = min(kBegin + p.kSplit, p.k);
-  const int steps = static_cast<int>((kEnd - kBegin + kK - 1) / kK);
+  const int64_t k = min(p.kSplit, p.k - kBegin);
+  const int steps = static_cast<int>((k + kK - 1) / kK);
   float* const shared = reinterpret_cast<float*>(sharedMemory());
+  Fp32Side<Shape, kLinesA> sideA(p.a, m, p.m, kBegin);
+  Fp32Side<Shape, kLinesB> sideB(p.b, n, p.n, kBegin);
   const auto copyStep = [&](int step) {
     if (step < steps) {
       float* const to = shared + step % kStages * Shape::kStageNumbers;
-      const int64_t k = kBegin + static_cast<int64_t>(step) * kK;
-      copyFp32<Shape, kLinesA>(to, p.a, m, p.m, k, kEnd);
-      copyFp32<Shape, kLinesB>(to + kK * Shape::kLine, p.b, n, p.n, k, kEnd);
+      sideA.copy(to, k - static_cast<int64_t>(step) * kK);
+      sideB.copy(to + kK * Shape::kLine, k - static_cast<int64_t>(step) * kK);
     }
     copyAsyncCommit();
   };
@@ -77,12 +97,12 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     const float* const b =
         shared + step % kStages * Shape::kStageNumbers + kK * Shape::kLine + column;
 #pragma unroll 4
-    for (int k = 0; k < kK; k++) {
+    for (int line = 0; line < kK; line++) {
       float x[4 * kQuads], y[4 * kQuads];
 #pragma unroll
       for (int quad = 0; quad < kQuads; quad++) {
-        const float4 fromA = load4(a + k * Shape::kLine + 64 * quad);
-        const float4 fromB = load4(b + k * Shape::kLine + 64 * quad);
+        const float4 fromA = load4(a + line * Shape::kLine + 64 * quad);
+        const float4 fromB = load4(b + line * Shape::kLine + 64 * quad);
         x[4 * quad] = fromA.x, x[4 * quad + 1] = fromA.y;
         x[4 * quad + 2] = fromA.z, x[4 * quad + 3] = fromA.w;
         y[4 * quad] = fromB.x, y[4 * quad + 1] = fromB.y;

@@ -237,9 +237,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     const char* const b = a + SideA::kBytes;
 #pragma unroll
     for (int part = 0; part < Shape::kKBytes / 32; part++) {
-      uint32_t rows[kTilesM][4], columns[kTilesN][2];
-#pragma unroll
-      for (int i = 0; i < kTilesM; i++) SideA::loadRows(rows[i], a, warpM + 16 * i, part);
+      uint32_t columns[kTilesN][2];
 #pragma unroll
       for (int j = 0; j < kTilesN; j += 2) {
         uint32_t both[4];
@@ -249,8 +247,10 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
       }
 #pragma unroll
       for (int i = 0; i < kTilesM; i++) {
+        uint32_t rows[4];
+        SideA::loadRows(rows, a, warpM + 16 * i, part);
 #pragma unroll
-        for (int j = 0; j < kTilesN; j++) multiplyAdd<T>(sums[i][j], rows[i], columns[j]);
+        for (int j = 0; j < kTilesN; j++) multiplyAdd<T>(sums[i][j], rows, columns[j]);
       }
     }
   }

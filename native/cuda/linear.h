@@ -65,7 +65,8 @@ namespace hopper {
 bool linearFits(const LinearWeight& weight, const LinearArgs& args);
 void linear(Context& context, const LinearWeight& weight, const LinearArgs& args);
 
-// weight: may be null, the precision is that of x then.
+// dX and dWeight; dBias is linear_backward.cu's. weight: may be null, the precision is that of x
+// then.
 bool backwardFits(const LinearWeight* weight, const LinearBackwardArgs& args);
 void linearBackward(Context& context, const LinearWeight* weight, const LinearBackwardArgs& args);
 

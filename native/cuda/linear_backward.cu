@@ -202,66 +202,85 @@ Precision precisionOf(const LinearWeight* weight, DType type) {
   return type == DType::BF16 ? Precision::BF16 : Precision::F32;
 }
 
-}  // namespace
-
-void linearBackward(Context& context, const LinearBackwardArgs& args) {
+// dX and dWeight.
+void multiplyBackward(Context& context, const LinearWeight* weight,
+                      const LinearBackwardArgs& args) {
   const int64_t rows = args.x.shape[0] * args.x.shape[1];
   const int64_t k = args.x.shape[2], n = args.dY.shape[2];
   const DType type = args.x.dtype;
-  const LinearWeight* const weight = args.weight ? &linearWeight(args.weight) : nullptr;
-  if (weight) {
-    DIT_CHECK(weight->trained, ErrorCode::Internal,
-              "linearBackward: the weight was not made by prepareTrainedLinear");
-    DIT_CHECK(k == weight->k && n == weight->n && type == weight->type, ErrorCode::Shape,
-              "linearBackward: the weight takes ", dtypeName(weight->type), " [R, M, ", weight->k,
-              "] to [R, M, ", weight->n, "], got ", dtypeName(type), " ", args.x.shape, " to ",
-              args.dY.shape);
-  }
-  if (rows == 0) return;
   const Precision precision = precisionOf(weight, type);
 
-  // Scratch memory: copies of rows that are not aligned, then sums of parts.
-  const bool copies = precision != Precision::F32;
-  AlignedRows x(args.x.data, type, rows, k), dY(args.dY.data, type, rows, n),
-      w(weight ? weight->values : nullptr, type, args.dX ? n : 0, k);
   const bool large = n > 64 && k > 64;
   const int64_t tiles =
       large ? divideUp(n, 128) * divideUp(k, 128) : divideUp(n, 64) * divideUp(k, 64);
   const RowSplit split = splitRows(rows, tiles, (large ? 2 : 3) * int64_t{context.multiprocessors},
                                    n * k * static_cast<int64_t>(sizeof(float)));
-  const RowSplit columns = splitColumnSums(rows, n, context.multiprocessors);
-  const int64_t partsOfWeight = split.count > 1 ? split.count * n * k : 0;
+  const int64_t ofParts = split.count > 1 ? split.count * n * k : 0;
+
+  // Scratch memory: copies of rows that are not aligned, then sums of parts.
+  AlignedRows x(args.x.data, type, rows, k), dY(args.dY.data, type, rows, n),
+      w(args.dX ? weight->values : nullptr, type, n, k);
+  const bool copies = precision != Precision::F32;  // fp32 takes any alignment
   const size_t ofCopies = copies ? x.bytes() + dY.bytes() + w.bytes() : 0;
-  // Sums of columns stand first: whole pieces of 16 bytes.
-  const int64_t partsOfBias = divideUp(columns.count * n, 4) * 4;
-  char* room = static_cast<char*>(
-      context.scratch(ofCopies + static_cast<size_t>(partsOfBias + partsOfWeight) * sizeof(float)));
+  char* room =
+      static_cast<char*>(context.scratch(ofCopies + static_cast<size_t>(ofParts) * sizeof(float)));
   float* const parts = reinterpret_cast<float*>(room + ofCopies);
   if (copies) {
     room = dY.copyTo(context, room);
     if (args.dX) room = w.copyTo(context, room);
   }
 
-  Operands operands{.x = {args.x.data, k},
+  Operands operands{.x = {},
                     .w = {w.data(), w.stride()},
                     .dY = {dY.data(), dY.stride()},
                     .rows = rows,
                     .n = n,
                     .k = k};
-  const auto run = [&]<typename T>(T) {
+  withType(type, [&]<typename T>(T) {
     // With preActivation it writes x, too.
     if (args.dX) productForX<T>(context, operands, precision, args);
     if (copies) x.copyTo(context, room);
     operands.x = {x.data(), x.stride()};
-    productForWeight<T>(context, operands, precision, split, large, parts + partsOfBias,
+    productForWeight<T>(context, operands, precision, split, large, parts,
                         args.dWeight.as<float>());
+  });
+}
+
+// dBias += the sums of dY's columns.
+void addColumnSums(Context& context, const Tensor& dY, const Tensor& dBias) {
+  const int64_t rows = dY.shape[0] * dY.shape[1], n = dY.shape[2];
+  const RowSplit split = splitColumnSums(rows, n, context.multiprocessors);
+  auto* const parts =
+      static_cast<float*>(context.scratch(static_cast<size_t>(split.count * n) * sizeof(float)));
+  withType(dY.dtype, [&]<typename T>(T) {
     launch(context, columnSumsKernel<T>,
-           dim3(static_cast<unsigned>(divideUp(n, kColumns)), static_cast<unsigned>(columns.count)),
-           dim3(kThreads), kWarps * kColumns * sizeof(float), args.dY.as<T>(), rows, n,
-           columns.rows, parts, alignedVectors(args.dY.data, n, sizeof(T)));
-    addParts(context, parts, columns.count, n, args.dBias.as<float>());
-  };
-  withType(type, run);
+           dim3(static_cast<unsigned>(divideUp(n, kColumns)), static_cast<unsigned>(split.count)),
+           dim3(kThreads), kWarps * kColumns * sizeof(float), dY.as<T>(), rows, n, split.rows,
+           parts, alignedVectors(dY.data, n, sizeof(T)));
+  });
+  addParts(context, parts, split.count, n, dBias.as<float>());
+}
+
+}  // namespace
+
+void linearBackward(Context& context, const LinearBackwardArgs& args) {
+  const LinearWeight* const weight = args.weight ? &linearWeight(args.weight) : nullptr;
+  if (weight) {
+    const int64_t k = args.x.shape[2], n = args.dY.shape[2];
+    DIT_CHECK(weight->trained, ErrorCode::Internal,
+              "linearBackward: the weight was not made by prepareTrainedLinear");
+    DIT_CHECK(k == weight->k && n == weight->n && args.x.dtype == weight->type, ErrorCode::Shape,
+              "linearBackward: the weight takes ", dtypeName(weight->type), " [R, M, ", weight->k,
+              "] to [R, M, ", weight->n, "], got ", dtypeName(args.x.dtype), " ", args.x.shape,
+              " to ", args.dY.shape);
+  }
+  if (args.x.count() == 0) return;
+  if (context.arch == Arch::Sm90a && hopper::backwardFits(weight, args)) {
+    hopper::linearBackward(context, weight, args);
+  } else {
+    multiplyBackward(context, weight, args);
+  }
+  addColumnSums(context, args.dY, args.dBias);
 }
 
 }  // namespace dit::cuda

@@ -97,6 +97,16 @@ double rounded(DType dtype, double value) {
   return decode(dtype, bytes, 0);
 }
 
+double roundedToTf32(double value) {
+  const float narrow = static_cast<float>(value);
+  uint32_t bits;
+  std::memcpy(&bits, &narrow, sizeof(bits));
+  if ((bits & 0x7f800000u) != 0x7f800000u) bits = (bits + 0x1000u) & ~0x1fffu;
+  float kept;
+  std::memcpy(&kept, &bits, sizeof(kept));
+  return kept;
+}
+
 Values Values::of(DType dtype, Shape shape, std::vector<double> v) {
   DIT_CHECK(shape.count() == static_cast<int64_t>(v.size()), ErrorCode::Internal, v.size(),
             " values for ", shape);

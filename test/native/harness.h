@@ -44,6 +44,9 @@ struct Values {
 
 // The value that a variable of the type keeps of `value`.
 double rounded(DType dtype, double value);
+// What an operand in TF32 keeps of a float: 10 bits of the fraction, rounded to nearest, ties away
+// from 0.
+double roundedToTf32(double value);
 
 // Device memory of one tensor, between two guards. Output tensors start as NaN (every bit set).
 class DeviceTensor {

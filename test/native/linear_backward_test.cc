@@ -22,6 +22,12 @@ auto storedAs(DType type) {
 }
 
 template <typename T>
+std::vector<T> toTf32(std::vector<T> values) {
+  for (T& value : values) value = static_cast<T>(roundedToTf32(value));
+  return values;
+}
+
+template <typename T>
 std::vector<T> sum(std::vector<T> a, const std::vector<T>& b) {
   for (size_t i = 0; i < a.size(); i++) a[i] += b[i];
   return a;
@@ -76,22 +82,31 @@ struct BackwardCase {
   int64_t r, m, n, k;
   DType type;
   DX dX = DX::Act;
+  bool tf32 = false;  // F32 tensors, operands of the products rounded to TF32
 
+  Precision precision() const {
+    if (tf32) return Precision::TF32;
+    return type == DType::BF16 ? Precision::BF16 : Precision::F32;
+  }
   DType dXType() const { return dX == DX::F32 || dX == DX::Added ? DType::F32 : type; }
 
   std::string name() const {
     const char* kinds[] = {"act", "f32", "added", "absent", "gelu"};
-    return detail::concat("linearBackward/", dtypeName(type), "/dx-", kinds[static_cast<int>(dX)],
-                          "/", r, "x", m, "x", n, "x", k);
+    return detail::concat("linearBackward/", tf32 ? "TF32" : dtypeName(type), "/dx-",
+                          kinds[static_cast<int>(dX)], "/", r, "x", m, "x", n, "x", k);
   }
 };
 
-// Where the device has no bf16, asking for it must say so.
-bool precisionIsHere(Test& test, DType type) {
-  if (test.backend().supports(type == DType::BF16 ? Precision::BF16 : Precision::F32)) return true;
+// Where the device has no bf16 or no TF32, asking for it must say so.
+bool precisionIsHere(Test& test, DType type, Precision precision) {
+  if (test.backend().supports(precision)) return true;
   const Tensor values = test.upload(test.random(type, {1, 1}));
-  EXPECT_ERROR(Device, test.ops().prepareTrainedLinear({.values = values, .rows = 1}));
+  EXPECT_ERROR(Device, test.ops().prepareTrainedLinear(
+                           {.values = values, .rows = 1, .precision = precision}));
   return false;
+}
+bool precisionIsHere(Test& test, DType type) {
+  return precisionIsHere(test, type, type == DType::BF16 ? Precision::BF16 : Precision::F32);
 }
 
 class Fixture {
@@ -105,7 +120,8 @@ class Fixture {
         dX_(test.random(DType::F32, {c.r, c.m, c.k})),
         dWeight_(test.random(DType::F32, {c.n, c.k})),
         dBias_(test.random(DType::F32, {c.n})),
-        weight_(test.ops().prepareTrainedLinear({.values = test.upload(w_), .rows = c.r * c.m})) {}
+        weight_(test.ops().prepareTrainedLinear(
+            {.values = test.upload(w_), .rows = c.r * c.m, .precision = c.precision()})) {}
 
   // Results: x, dX, dWeight, dBias, where the last two were not 0 before, nor dX where it is added
   // to. dX of nobody stays poisoned.
@@ -123,8 +139,9 @@ class Fixture {
     LinearBackwardArgs args{
         .x = out[0], .dY = test_.upload(dY_), .dWeight = out[2], .dBias = out[3]};
     if (gelu) args.preActivation = test_.upload(x_);
+    // Without dX it is there for its precision only.
+    if (c_.dX != DX::Absent || c_.tf32) args.weight = weight_.get();
     if (c_.dX != DX::Absent) {
-      args.weight = weight_.get();
       args.dX = out[1];
       args.addToDx = c_.dX == DX::Added;
     }
@@ -135,9 +152,17 @@ class Fixture {
   template <typename T>
   std::vector<std::vector<T>> oracle(int times) const {
     const bool gelu = c_.dX == DX::ThroughGelu;
-    auto d = oracle::linearBackward<T>(
-        c_.r * c_.m, c_.n, c_.k, gelu ? std::vector<T>{} : x_.as<T>(), w_.as<T>(), dY_.as<T>(),
-        gelu ? x_.as<T>() : std::vector<T>{}, storedAs<T>(c_.type));
+    const std::vector<T> x = x_.as<T>(), w = w_.as<T>(), dY = dY_.as<T>();
+    auto d = oracle::linearBackward<T>(c_.r * c_.m, c_.n, c_.k, gelu ? std::vector<T>{} : x, w, dY,
+                                       gelu ? x : std::vector<T>{}, storedAs<T>(c_.type));
+    if (c_.tf32 && std::is_same_v<T, float>) {
+      // A naive run rounds the operands of the products, nothing else.
+      const auto products =
+          oracle::linearBackward<T>(c_.r * c_.m, c_.n, c_.k, toTf32(d.x), toTf32(w), toTf32(dY));
+      d.dX = products.dX;
+      d.dWeight = products.dWeight;
+      for (size_t i = 0; gelu && i < x.size(); i++) d.dX[i] *= oracle::geluDerivative(x[i]);
+    }
     std::vector<std::vector<T>> want{d.x, c_.dX == DX::Added ? dX_.as<T>() : d.dX, dWeight_.as<T>(),
                                      dBias_.as<T>()};
     for (int i = 0; i < times; i++) {
@@ -173,7 +198,7 @@ class Fixture {
 };
 
 void checkBackward(Test& test, const BackwardCase& c) {
-  if (!precisionIsHere(test, c.type)) return;
+  if (!precisionIsHere(test, c.type, c.precision())) return;
   const Fixture fixture(test, c);
   const std::vector<DeviceTensor> once = fixture.run(), again = fixture.run();
   fixture.check(once, 1);
@@ -187,16 +212,22 @@ DIT_CASES(linearBackwardCases) {
   std::vector<BackwardCase> cases;
   for (DType type : {DType::F32, DType::BF16}) {
     // Sizes: tiny, odd, one row, vectors' lengths and their neighbours, wide, deep, many rows.
-    const int64_t sizes[][4] = {
-        {1, 1, 1, 1},      {3, 5, 7, 3},      {1, 1, 96, 64},    {3, 1, 130, 72}, {1, 3, 33, 65},
-        {3, 49, 33, 65},   {1, 17, 130, 31},  {2, 64, 96, 16},   {2, 256, 8, 72}, {16, 1, 513, 48},
-        {1, 16, 384, 384}, {32, 256, 24, 40}, {3, 200, 520, 136}};
+    const int64_t sizes[][4] = {{1, 1, 1, 1},       {3, 5, 7, 3},       {1, 1, 96, 64},
+                                {3, 1, 130, 72},    {1, 3, 33, 65},     {3, 49, 33, 65},
+                                {1, 17, 130, 31},   {2, 64, 96, 16},    {2, 256, 8, 72},
+                                {16, 1, 513, 48},   {1, 16, 384, 384},  {32, 256, 24, 40},
+                                {3, 200, 520, 136}, {2, 130, 200, 264}, {3, 100, 136, 150}};
     for (const auto& [r, m, n, k] : sizes) {
       for (DX dX : {DX::Act, DX::F32, DX::Added, DX::Absent, DX::ThroughGelu}) {
         if (type == DType::F32 && dX == DX::F32) continue;  // the same as Act
         cases.push_back({r, m, n, k, type, dX});
       }
     }
+  }
+  for (const BackwardCase& c : std::vector<BackwardCase>(cases)) {
+    if (c.type != DType::F32) continue;
+    cases.push_back(c);
+    cases.back().tf32 = true;
   }
   for (const BackwardCase& c : cases) {
     addCase(CaseKind::Plain, c.name(), [c](Test& test) { checkBackward(test, c); });

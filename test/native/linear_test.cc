@@ -1,3 +1,4 @@
+#include <array>
 #include <cmath>
 #include <numeric>
 
@@ -20,12 +21,17 @@ struct LinearCase {
   int64_t hint = 0;      // rows that the weight is prepared for; 0: m
   bool trained = false;  // a weight of prepareTrainedLinear
   bool kept = false;     // the product is an output too
+  bool tf32 = false;     // F32 tensors, operands rounded to TF32
 
+  Precision precision() const {
+    if (tf32) return Precision::TF32;
+    return type == DType::BF16 ? Precision::BF16 : Precision::F32;
+  }
   std::string name() const {
     const char* epilogues[] = {"bias", "gelu", "residual"};
     const char* residuals[] = {"", "-in-place", "-separate", "-separate-columns", "-shared"};
     return detail::concat(
-        "linear/", dtypeName(type), "-", dtypeName(output), "/",
+        "linear/", tf32 ? "TF32" : dtypeName(type), "-", dtypeName(output), "/",
         epilogues[static_cast<int>(epilogue)], residuals[static_cast<int>(residual)],
         gate ? "-gated" : "", columns ? "-columns" : "", hint ? "-hint" + std::to_string(hint) : "",
         trained ? "-trained" : "", kept ? "-kept" : "", "/", r, "x", m, "x", n, "x", k);
@@ -34,8 +40,6 @@ struct LinearCase {
 
 constexpr int64_t kEntries = 5;             // of the gate's table
 constexpr int64_t kBefore = 3, kAfter = 6;  // columns beside a slice
-
-Precision precisionOf(DType type) { return type == DType::BF16 ? Precision::BF16 : Precision::F32; }
 
 // Inputs of a case, and a run of rows [begin, begin + count) of it into a fresh output.
 class Fixture {
@@ -50,8 +54,9 @@ class Fixture {
         index_(test.randomIndex({c.r}, kEntries)),
         residual_(c.residual == Residual::Shared ? test.random(DType::F32, {1, c.m, c.n})
                                                  : test.random(c.output, {c.r, c.m, c.n})) {
-    weight_ = c.trained ? test.ops().prepareTrainedLinear(
-                              {.values = test.upload(w_), .rows = c.hint ? c.hint : c.r * c.m})
+    weight_ = c.trained ? test.ops().prepareTrainedLinear({.values = test.upload(w_),
+                                                           .rows = c.hint ? c.hint : c.r * c.m,
+                                                           .precision = c.precision()})
                         : prepare(w_);
   }
 
@@ -63,7 +68,7 @@ class Fixture {
     void* data = bf16 ? static_cast<void*>(halves.data()) : const_cast<float*>(floats.data());
     return test_.ops().prepareLinear({.values = Tensor(data, values.dtype, values.shape),
                                       .rows = c_.hint ? c_.hint : c_.m,
-                                      .precision = precisionOf(c_.type)});
+                                      .precision = c_.precision()});
   }
 
   // [count, m, n] of what was written, after a check that nothing else was.
@@ -147,8 +152,18 @@ class Fixture {
   template <typename T>
   std::vector<T> linear(Epilogue epilogue, const std::vector<T>& gate,
                         const std::vector<T>& residual) const {
-    return oracle::linear<T>(c_.r, c_.m, c_.n, c_.k, x_.as<T>(), w_.as<T>(), bias_.as<T>(),
+    return oracle::linear<T>(c_.r, c_.m, c_.n, c_.k, operand<T>(x_), operand<T>(w_), bias_.as<T>(),
                              epilogue, gate, residual);
+  }
+
+  // A naive run rounds what the device rounds.
+  template <typename T>
+  std::vector<T> operand(const Values& values) const {
+    std::vector<T> numbers = values.as<T>();
+    if (c_.tf32 && std::is_same_v<T, float>) {
+      for (T& number : numbers) number = static_cast<T>(roundedToTf32(number));
+    }
+    return numbers;
   }
 
   template <typename T>
@@ -192,18 +207,22 @@ class Fixture {
   std::unique_ptr<PreparedWeight> weight_;
 };
 
-// Where the device has no bf16, asking for it must say so.
-bool precisionIsHere(Test& test, DType type) {
-  if (test.backend().supports(precisionOf(type))) return true;
+// Where the device has no bf16 or no TF32, asking for it must say so.
+bool precisionIsHere(Test& test, const LinearCase& c) {
+  if (test.backend().supports(c.precision())) return true;
   float value = 0;
   EXPECT_ERROR(Device, test.ops().prepareLinear({.values = Tensor(&value, DType::F32, {1, 1}),
                                                  .rows = 1,
-                                                 .precision = precisionOf(type)}));
+                                                 .precision = c.precision()}));
+  EXPECT_ERROR(Device,
+               test.ops().prepareTrainedLinear({.values = test.upload(test.random(c.type, {1, 1})),
+                                                .rows = 1,
+                                                .precision = c.precision()}));
   return false;
 }
 
 void checkLinear(Test& test, const LinearCase& c) {
-  if (!precisionIsHere(test, c.type)) return;
+  if (!precisionIsHere(test, c)) return;
   Fixture fixture(test, c);
   std::vector<char> together, again;
   Values kept;
@@ -278,6 +297,20 @@ DIT_CASES(linearCases) {
     cases.push_back({.r = 1, .m = 32, .n = 576, .k = 4608, .type = type, .output = type});
     // So many rows that a GPU's blocks share what they read, and not a whole number of tiles.
     cases.push_back({.r = 3, .m = 200, .n = 264, .k = 200, .type = type, .output = type});
+    // Rows for the largest tiles of a GPU that has many multiprocessors, and of one that has few.
+    for (const auto& [r, m, n, k] : {std::array<int64_t, 4>{2, 2048, 576, 64},
+                                     {1, 2048, 1024, 24},
+                                     {3, 100, 520, 72},
+                                     {2, 130, 390, 41}}) {
+      LinearCase many{.r = r, .m = m, .n = n, .k = k, .type = type, .output = type};
+      cases.push_back(many);
+      many.epilogue = Epilogue::BiasGelu;
+      cases.push_back(many);
+      many.epilogue = Epilogue::BiasResidual;
+      many.residual = Residual::Separate;
+      many.gate = true;
+      cases.push_back(many);
+    }
   }
   // The same with trained weights. Where something follows the product, it can be kept.
   for (const LinearCase& c : std::vector<LinearCase>(cases)) {
@@ -291,6 +324,12 @@ DIT_CASES(linearCases) {
       cases.push_back(other);
     }
   }
+  // The same in TF32.
+  for (const LinearCase& c : std::vector<LinearCase>(cases)) {
+    if (c.type != DType::F32) continue;
+    cases.push_back(c);
+    cases.back().tf32 = true;
+  }
   for (const LinearCase& c : cases) {
     addCase(CaseKind::Plain, c.name(), [c](Test& test) { checkLinear(test, c); });
   }
@@ -301,11 +340,11 @@ DIT_CASE("linear/converts-weights") {
   const int64_t m = 8, n = 40, k = 50;
   const Values bias = test.random(DType::F32, {n});
   for (DType type : {DType::F32, DType::BF16}) {
-    if (!precisionIsHere(test, type)) continue;
+    LinearCase c{.r = 1, .m = m, .n = n, .k = k, .type = type, .output = type};
+    if (!precisionIsHere(test, c)) continue;
     const DType other = type == DType::F32 ? DType::BF16 : DType::F32;
     const Values w = test.random(other, {n, k}), x = test.random(type, {1, m, k});
     const Values used = Values::of(type, w.shape, w.v);
-    LinearCase c{.r = 1, .m = m, .n = n, .k = k, .type = type, .output = type};
     Fixture fixture(test, c);
     const auto converted = fixture.prepare(w), exact = fixture.prepare(used);
     DeviceTensor a = test.output(type, {1, m, n}), b = test.output(type, {1, m, n});
@@ -368,7 +407,7 @@ DIT_CASE("linear/errors") {
 // The products of DiT-XL/2 for two rows of 256 tokens, and a block's modulation of 16 conditions.
 // Each repeat takes the next of several weights, as the blocks of a model do: none is in a cache.
 void benchLinear(Test& test, const char* label, const LinearCase& c) {
-  if (!precisionIsHere(test, c.type)) return;
+  if (!precisionIsHere(test, c)) return;
   constexpr int kWeights = 12;
   const Tensor x = test.upload(test.random(c.type, {c.r, c.m, c.k}));
   const Tensor bias = test.upload(test.random(DType::F32, {c.n}));
@@ -381,7 +420,7 @@ void benchLinear(Test& test, const char* label, const LinearCase& c) {
     weights.push_back(test.ops().prepareLinear(
         {.values = Tensor(const_cast<float*>(values.data()), DType::F32, {c.n, c.k}),
          .rows = c.m,
-         .precision = precisionOf(c.type)}));
+         .precision = c.precision()}));
   }
   DeviceTensor out = test.output(c.output, {c.r, c.m, (c.columns ? 4 : 1) * c.n});
   out.upload(test.random(c.output, out.tensor().shape));
