@@ -36,15 +36,14 @@ class Fp32Side {
   }
 
   // Copies the next step, of which `k` numbers exist; zeros beyond, and beyond the operand.
-  __device__ __forceinline__ void copy(float* shared, int64_t k) {
-    const int kLeft = static_cast<int>(min(k, int64_t{Shape::kK}));
+  __device__ __forceinline__ void copy(float* shared, int k) {
     const float* from = from_;
 #pragma unroll
     for (int i = 0; i < Shape::kSize * Shape::kK / Shape::kThreads; i++) {
       const int line = down_ + i * kStep;
       const int at = kLines == Lines::AlongK ? line : across_;
       const int inStep = kLines == Lines::AlongK ? across_ : line;
-      copyAsync4(shared + inStep * Shape::kLine + at, from, at < left_ && inStep < kLeft);
+      copyAsync4(shared + inStep * Shape::kLine + at, from, at < left_ && inStep < k);
       from += kStep * stride_;
     }
     from_ += kLines == Lines::AlongK ? int64_t{Shape::kK} : Shape::kK * stride_;
@@ -70,16 +69,16 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
                                    static_cast<int>((p.n + Shape::kSize - 1) / Shape::kSize));
   const int64_t m = tile.m * Shape::kSize, n = tile.n * Shape::kSize;
   const int64_t kBegin = static_cast<int64_t>(blockIdx.y) * p.kSplit;
-  const int64_t k = min(p.kSplit, p.k - kBegin);
-  const int steps = static_cast<int>((k + kK - 1) / kK);
+  const int k = static_cast<int>(min(p.kSplit, p.k - kBegin));
+  const int steps = (k + kK - 1) / kK;
   float* const shared = reinterpret_cast<float*>(sharedMemory());
   Fp32Side<Shape, kLinesA> sideA(p.a, m, p.m, kBegin);
   Fp32Side<Shape, kLinesB> sideB(p.b, n, p.n, kBegin);
   const auto copyStep = [&](int step) {
     if (step < steps) {
       float* const to = shared + step % kStages * Shape::kStageNumbers;
-      sideA.copy(to, k - static_cast<int64_t>(step) * kK);
-      sideB.copy(to + kK * Shape::kLine, k - static_cast<int64_t>(step) * kK);
+      sideA.copy(to, k - step * kK);
+      sideB.copy(to + kK * Shape::kLine, k - step * kK);
     }
     copyAsyncCommit();
   };
@@ -96,7 +95,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     const float* const a = shared + step % kStages * Shape::kStageNumbers + row;
     const float* const b =
         shared + step % kStages * Shape::kStageNumbers + kK * Shape::kLine + column;
-#pragma unroll 4
+#pragma unroll 2
     for (int line = 0; line < kK; line++) {
       float x[4 * kQuads], y[4 * kQuads];
 #pragma unroll

@@ -93,13 +93,12 @@ class Side {
   }
 
   // Copies the next step, of which `k` numbers exist (any number from 0 on).
-  __device__ __forceinline__ void copy(char* shared, int64_t k) {
-    const int kLeft = static_cast<int>(min(k, int64_t{kK}));
+  __device__ __forceinline__ void copy(char* shared, int k) {
 #pragma unroll
     for (int i = 0; i < kCopies; i++) {
       const int line = line_ + i * kLineStep;
-      const bool exists = kLines == Lines::AlongK ? line < left_ && piece_ * kPerPiece<T> < kLeft
-                                                  : line < kLeft && left_ > 0;
+      const bool exists = kLines == Lines::AlongK ? line < left_ && piece_ * kPerPiece<T> < k
+                                                  : line < k && left_ > 0;
       copyAsync16(shared + offset(line, piece_), from_ + i * kLineStep * bytesOfLine_, exists);
     }
     from_ += kLines == Lines::AlongK ? int64_t{kKBytes} : kK * bytesOfLine_;
@@ -205,8 +204,8 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
                 static_cast<int>((p.n + Shape::kN - 1) / Shape::kN));
   const int64_t m = tile.m * Shape::kM, n = tile.n * Shape::kN;
   const int64_t kBegin = static_cast<int64_t>(blockIdx.y) * p.kSplit;
-  const int64_t k = min(p.kSplit, p.k - kBegin);
-  const int steps = static_cast<int>((k + kK - 1) / kK);
+  const int k = static_cast<int>(min(p.kSplit, p.k - kBegin));
+  const int steps = (k + kK - 1) / kK;
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int warpM = warp % Shape::kWarpsM * 16 * kTilesM;
   const int warpN = warp / Shape::kWarpsM * 8 * kTilesN;
@@ -218,8 +217,8 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
   const auto copyStep = [&](int step) {
     if (step < steps) {
       char* const to = shared + step % kStages * kStageBytes;
-      sideA.copy(to, k - static_cast<int64_t>(step) * kK);
-      sideB.copy(to + SideA::kBytes, k - static_cast<int64_t>(step) * kK);
+      sideA.copy(to, k - step * kK);
+      sideB.copy(to + SideA::kBytes, k - step * kK);
     }
     copyAsyncCommit();
   };

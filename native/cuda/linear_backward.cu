@@ -20,6 +20,8 @@ namespace {
 
 using LargeTile = Tile<128, 128, 2, 4, 64, 4, 2>;
 using SmallTile = Tile<64, 64, 2, 2, 128, 3, 3>;
+// TF32 across k is read number by number, which takes more registers than two blocks have.
+using LargeTileTf32 = Tile<128, 128, 2, 4, 64, 4, 1>;
 
 // Whether tiles of 128 x 128 pay: that there are enough of them, or the small ones are too many.
 constexpr bool largeTiles(int64_t m, int64_t n, int multiprocessors) {
@@ -161,7 +163,8 @@ void multiplyBySize(const Context& context, const Product& p, Precision precisio
       multiplyFp32<kLinesA, Lines::AcrossK>(context, p, splits, epilogue);
     }
   } else if (large) {
-    multiply<T, LargeTile, kLinesA, Lines::AcrossK>(context, p, splits, epilogue);
+    using Large = std::conditional_t<sizeof(T) == 4, LargeTileTf32, LargeTile>;
+    multiply<T, Large, kLinesA, Lines::AcrossK>(context, p, splits, epilogue);
   } else {
     multiply<T, SmallTile, kLinesA, Lines::AcrossK>(context, p, splits, epilogue);
   }

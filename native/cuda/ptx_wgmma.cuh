@@ -5,11 +5,11 @@
 //
 //   d += a b, or d = a b where not `accumulate`, with d [64, N] fp32, a [64, 16] and b [16, N] bf16
 //
-// Runs by itself, from wgmmaCommit to wgmmaWait; until then d and what the descriptors point to belong
-// to it. Warp w of the warpgroup has rows 16 w .. 16 w + 15; within them d[4 j + i] lies as d[i] of
-// mmaBf16 for columns 8 j .. 8 j + 7. `a` is a descriptor of shared memory or a fragment as mmaBf16's
-// of the warp's own rows. kTranspose: 1 where the operand's rows (columns of b) are contiguous in
-// shared memory instead of the products' dimension ("MN-major").
+// Runs by itself, from wgmmaCommit to wgmmaWait; until then d and what the descriptors point to
+// belong to it. Warp w of the warpgroup has rows 16 w .. 16 w + 15; within them d[4 j + i] lies as
+// d[i] of mmaBf16 for columns 8 j .. 8 j + 7. `a` is a descriptor of shared memory or a fragment as
+// mmaBf16's of the warp's own rows. kTranspose: 1 where the operand's rows (columns of b) are
+// contiguous in shared memory instead of the products' dimension ("MN-major").
 
 #ifndef DIT_SIMT
 
