@@ -297,19 +297,11 @@ DIT_CASES(linearCases) {
     cases.push_back({.r = 1, .m = 32, .n = 576, .k = 4608, .type = type, .output = type});
     // So many rows that a GPU's blocks share what they read, and not a whole number of tiles.
     cases.push_back({.r = 3, .m = 200, .n = 264, .k = 200, .type = type, .output = type});
-    // Rows for the largest tiles of a GPU that has many multiprocessors, and of one that has few.
-    for (const auto& [r, m, n, k] : {std::array<int64_t, 4>{2, 2048, 576, 64},
-                                     {1, 2048, 1024, 24},
-                                     {3, 100, 520, 72},
-                                     {2, 130, 390, 41}}) {
-      LinearCase many{.r = r, .m = m, .n = n, .k = k, .type = type, .output = type};
-      cases.push_back(many);
-      many.epilogue = Epilogue::BiasGelu;
-      cases.push_back(many);
-      many.epilogue = Epilogue::BiasResidual;
-      many.residual = Residual::Separate;
-      many.gate = true;
-      cases.push_back(many);
+    // Odd sizes for the larger tiles of a GPU.
+    for (const auto& [r, m, n, k] : {std::array<int64_t, 4>{3, 100, 520, 72}, {2, 130, 390, 41}}) {
+      LinearCase odd{.r = r, .m = m, .n = n, .k = k, .type = type, .output = type};
+      odd.epilogue = Epilogue::BiasGelu;
+      cases.push_back(odd);
     }
   }
   // The same with trained weights. Where something follows the product, it can be kept.
@@ -322,6 +314,21 @@ DIT_CASES(linearCases) {
     if (other.kept) {
       other.kept = false;
       cases.push_back(other);
+    }
+  }
+  // Rows for the largest tiles of a GPU that has many multiprocessors.
+  for (DType type : {DType::F32, DType::BF16}) {
+    for (const auto& [r, m, n, k] :
+         {std::array<int64_t, 4>{2, 2048, 576, 64}, {1, 2048, 1024, 24}}) {
+      cases.push_back({.r = r,
+                       .m = m,
+                       .n = n,
+                       .k = k,
+                       .type = type,
+                       .output = type,
+                       .epilogue = Epilogue::BiasResidual,
+                       .gate = true,
+                       .residual = Residual::Separate});
     }
   }
   // The same in TF32.
