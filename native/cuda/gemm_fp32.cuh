@@ -14,7 +14,7 @@ template <int kSize_, int kBlocks_>
 struct Fp32Tile {
   static constexpr int kSize = kSize_, kBlocks = kBlocks_;
   static constexpr int kThreads = 256;
-  static constexpr int kK = 16, kStages = 3;
+  static constexpr int kK = 8, kStages = 4;
   static constexpr int kLine = kSize + 4;  // in shared memory: aligned to 16 bytes, in other banks
   static constexpr int kStageNumbers = 2 * kK * kLine;
   static constexpr size_t kShared = size_t{kStages} * kStageNumbers * sizeof(float);
