@@ -58,6 +58,10 @@ class AlignedRows {
   size_t bytes_ = 0;
 };
 
+// to[n] += the sum of parts [count, n], the first first: what products leave whose sums were made
+// in parts.
+void addParts(const Context& context, const float* parts, int64_t count, int64_t n, float* to);
+
 // Hopper's own kernels. Arguments have been checked against the weight. What does not fit is for
 // the kernels of linear.cu and linear_backward.cu.
 namespace hopper {

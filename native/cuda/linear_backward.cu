@@ -100,12 +100,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-void addParts(const Context& context, const float* parts, int64_t count, int64_t n, float* to) {
-  const bool vectors = n % 4 == 0 && alignedVectors(to, 0, sizeof(float));
-  launch(context, addPartsKernel, gridFor(context, n, 4 * kThreads), dim3(kThreads), 0, parts,
-         count, n, to, vectors);
-}
-
 // Sums of columns of [rows, n]: each block adds `each` rows of 128 columns, four a thread, its
 // eight warps every eighth row.
 constexpr int kColumns = 128, kWarps = kThreads / 32;
@@ -265,6 +259,12 @@ void addColumnSums(Context& context, const Tensor& dY, const Tensor& dBias) {
 }
 
 }  // namespace
+
+void addParts(const Context& context, const float* parts, int64_t count, int64_t n, float* to) {
+  const bool vectors = n % 4 == 0 && alignedVectors(to, 0, sizeof(float));
+  launch(context, addPartsKernel, gridFor(context, n, 4 * kThreads), dim3(kThreads), 0, parts,
+         count, n, to, vectors);
+}
 
 void linearBackward(Context& context, const LinearBackwardArgs& args) {
   const LinearWeight* const weight = args.weight ? &linearWeight(args.weight) : nullptr;

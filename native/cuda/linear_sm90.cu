@@ -85,24 +85,6 @@ struct Parts {
   }
 };
 
-constexpr int kReduceThreads = 256;
-
-// dWeight += the sum of its parts, four numbers a thread; size is a multiple of 4.
-__global__ void __launch_bounds__(kReduceThreads)
-    addParts(const float* parts, int count, int64_t size, float* dWeight) {
-  const int64_t step = static_cast<int64_t>(gridDim.x) * kReduceThreads * 4;
-  const int64_t begin = (static_cast<int64_t>(blockIdx.x) * kReduceThreads + threadIdx.x) * 4;
-  for (int64_t i = begin; i < size; i += step) {
-    float4 sum = load4(parts + i);
-    for (int part = 1; part < count; part++) {
-      const float4 next = load4(parts + part * size + i);
-      sum = make_float4(sum.x + next.x, sum.y + next.y, sum.z + next.z, sum.w + next.w);
-    }
-    const float4 old = load4(dWeight + i);
-    store4(dWeight + i, make_float4(old.x + sum.x, old.y + sum.y, old.z + sum.z, old.w + sum.w));
-  }
-}
-
 // Into how many parts: so many that the last wave of tiles is nearly full. A part costs its share
 // of the reduction, which reads and writes what a step of a tile computes in a few clocks.
 constexpr int chooseParts(int64_t tiles, int64_t steps, int multiprocessors) {
@@ -140,8 +122,7 @@ void addWeightGradient(Context& context, const LinearBackwardArgs& args, int64_t
         context.scratch(static_cast<size_t>(size * problem.splits) * sizeof(float)));
     launchGemm<tile, cluster, true, true>(context, dY, x, problem,
                                           Parts{StoreEpilogue<float, false>(parts, k), size});
-    launch(context, addParts, gridFor(context, size / 4, kReduceThreads), kReduceThreads, 0, parts,
-           problem.splits, size, dWeight);
+    addParts(context, parts, problem.splits, size, dWeight);
   });
 }
 

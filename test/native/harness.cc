@@ -267,6 +267,24 @@ double relativeL2(const std::vector<double>& got, const std::vector<double>& wan
   return norm > 0 ? std::sqrt(difference / norm) : std::sqrt(difference);
 }
 
+namespace {
+
+// The largest relative error of rounding to nearest.
+double unitRoundoff(DType dtype) {
+  switch (dtype) {
+    case DType::F32:
+      return 0x1p-24;
+    case DType::BF16:
+      return 0x1p-9;
+    case DType::F64:
+      return 0x1p-53;
+    default:
+      return 0;
+  }
+}
+
+}  // namespace
+
 std::string compare(const Values& got, const std::vector<double>& want,
                     const std::vector<double>& naive) {
   if (got.v.size() != want.size() || naive.size() != want.size()) {
@@ -275,7 +293,10 @@ std::string compare(const Values& got, const std::vector<double>& want,
   }
   std::vector<double> stored(naive);
   for (double& value : stored) value = rounded(got.dtype, value);
-  const double allowed = 2 * relativeL2(stored, want);
+  const double naiveError = relativeL2(stored, want);
+  // A naive run of few numbers can be right by luck. But a result that is rounded correctly may be
+  // off by the unit roundoff of its type, and no less is asked of one that has to be rounded.
+  const double allowed = naiveError > 0 ? std::max(2 * naiveError, unitRoundoff(got.dtype)) : 0;
   const double error = relativeL2(got.v, want);
   if (!std::isfinite(allowed)) return "the naive run is not finite";
   if (error <= allowed) return "";

@@ -149,7 +149,7 @@ double relativeL2(const std::vector<double>& got, const std::vector<double>& wan
 
 // The tolerance rule: relative L2 error at most twice that of the naive run in the same precision.
 // `naive` is rounded to the type of `got` here. Where the naive run has no error, neither may
-// `got`.
+// `got`; where it has, an error of one rounding is allowed in any case.
 std::string compare(const Values& got, const std::vector<double>& want,
                     const std::vector<double>& naive);
 
