@@ -33,14 +33,15 @@ Inputs randomInputs(Test& test, DType act, const Sizes& s, double scale = 1) {
   return forward(test, act, s, test.random(act, {s.rows, s.tokens, 3 * s.channels()}, scale));
 }
 
-DeviceTensor backward(Test& test, Ops& ops, int64_t heads, const Inputs& in) {
+DeviceTensor backward(Test& test, Ops& ops, int64_t heads, const Inputs& in, bool tf32 = false) {
   DeviceTensor dQkv = test.output(in.qkv.dtype, in.qkv.shape);
   ops.attentionBackward({.qkv = test.upload(in.qkv),
                          .y = test.upload(in.y),
                          .logSumExp = test.upload(in.logSumExp),
                          .dY = test.upload(in.dY),
                          .heads = heads,
-                         .dQkv = dQkv});
+                         .dQkv = dQkv,
+                         .tf32 = tf32});
   return dQkv;
 }
 
@@ -90,6 +91,32 @@ DIT_CASES(attentionBackwardCases) {
       addCase(CaseKind::Kernel, name,
               [=](Test& test) { check(test, s, randomInputs(test, act, s)); });
     }
+  }
+}
+
+// Operands may be rounded to TF32, as the naive run's are. Where the device has no TF32, nothing
+// may change.
+DIT_KERNEL_CASE("attention-backward/tf32") {
+  constexpr Sizes kSizes[] = {{2, 200, 2, 72}, {1, 130, 3, 64}, {2, 49, 2, 32}, {2, 131, 3, 9},
+                              {1, 49, 1, 80},  {1, 65, 2, 128}, {3, 2, 1, 12},  {1, 33, 1, 512}};
+  for (const Sizes& s : kSizes) {
+    const Inputs in = randomInputs(test, DType::F32, s);
+    const Values dQkv = backward(test, test.ops(), s.heads, in, /*tf32=*/true).download();
+    const Values inFp32 = backward(test, test.ops(), s.heads, in).download();
+    if (!test.backend().supports(Precision::TF32)) {
+      EXPECT(dQkv.v == inFp32.v);
+      continue;
+    }
+    EXPECT_MATCHES(dQkv, [&]<typename T>(T) {
+      std::vector<T> qkv = in.qkv.as<T>(), dY = in.dY.as<T>();
+      if constexpr (std::is_same_v<T, float>) {
+        for (T& x : qkv) x = static_cast<T>(roundedToTf32(x));
+        for (T& x : dY) x = static_cast<T>(roundedToTf32(x));
+      }
+      return oracle::attentionBackward<T>(s.rows, s.tokens, s.channels(), s.heads, qkv,
+                                          in.y.as<T>(), in.logSumExp.as<T>(), dY);
+    });
+    EXPECT(dQkv.v != inFp32.v);  // it does round
   }
 }
 

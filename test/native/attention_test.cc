@@ -1,4 +1,5 @@
 #include <string>
+#include <type_traits>
 
 #include "harness.h"
 #include "oracle_attention_backward.h"
@@ -11,10 +12,10 @@ struct AttentionCase {
 };
 
 // scale: how far apart scores are; 1 gives normal scores, 8 a softmax that picks few keys.
-Values attend(Test& test, DType act, const AttentionCase& c, const Values& qkv) {
+Values attend(Test& test, DType act, const AttentionCase& c, const Values& qkv, bool tf32 = false) {
   const int64_t channels = c.heads * c.d;
   DeviceTensor y = test.output(act, {c.rows, c.tokens, channels});
-  test.ops().attention({.qkv = test.upload(qkv), .y = y, .heads = c.heads});
+  test.ops().attention({.qkv = test.upload(qkv), .y = y, .heads = c.heads, .tf32 = tf32});
   return y.download();
 }
 
@@ -39,6 +40,32 @@ DIT_CASES(attentionCases) {
                                               "/d", c.d, "/t", c.tokens);
       addCase(CaseKind::Kernel, name, [=](Test& test) { check(test, act, c); });
     }
+  }
+}
+
+// Operands may be rounded to TF32, as the naive run's inputs are. Where the device has no TF32,
+// nothing may change.
+DIT_KERNEL_CASE("attention/tf32") {
+  constexpr AttentionCase kCases[] = {{2, 256, 2, 72}, {1, 130, 3, 64}, {2, 49, 2, 32},
+                                      {2, 131, 3, 9},  {1, 49, 1, 80},  {1, 144, 1, 128},
+                                      {3, 1, 2, 7},    {1, 65, 1, 512}};
+  for (const AttentionCase& c : kCases) {
+    const int64_t channels = c.heads * c.d;
+    const Values qkv = test.random(DType::F32, {c.rows, c.tokens, 3 * channels});
+    const Values y = attend(test, DType::F32, c, qkv, /*tf32=*/true);
+    if (!test.backend().supports(Precision::TF32)) {
+      EXPECT(y.v == attend(test, DType::F32, c, qkv).v);
+      continue;
+    }
+    EXPECT_MATCHES(y, [&]<typename T>(T) {
+      std::vector<T> inputs = qkv.as<T>();
+      if constexpr (std::is_same_v<T, float>) {
+        for (T& x : inputs) x = static_cast<T>(roundedToTf32(x));
+      }
+      return oracle::attention<T>(c.rows, c.tokens, channels, c.heads, inputs);
+    });
+    // It does round.
+    EXPECT(c.tokens == 1 || y.v != attend(test, DType::F32, c, qkv).v);
   }
 }
 
