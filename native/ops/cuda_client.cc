@@ -25,7 +25,7 @@ std::string ownFolder() {
 // unloaded safely.
 const CudaApi& openLibrary(const char* name) {
   const std::string file = ownFolder() + "/" + name;
-  void* const library = dlopen(file.c_str(), RTLD_LAZY | RTLD_LOCAL | RTLD_NODELETE);
+  void* const library = dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
   if (!library) {
     const char* const reason = dlerror();
     fail(ErrorCode::Device,
