@@ -9,7 +9,7 @@
  * | `ERR_DIT_FILE` | a file, folder or download is missing or cannot be read or written | path, permissions, network, token |
  * | `ERR_DIT_DEVICE` | the device asked for is absent or cannot do what was asked | `DiT.devices()` |
  * | `ERR_DIT_OOM` | not enough memory on the device | smaller batch, lower precision |
- * | `ERR_DIT_DEVICE_LOST` | the device failed while it worked | load the model again |
+ * | `ERR_DIT_DEVICE_LOST` | the GPU failed while it worked, for this whole process | `close()`; start the process anew |
  * | `ERR_DIT_NONFINITE` | an image came out as NaN or infinite; so did many training steps in a row | sound weights and noise, less guidance; sound data, a lower learning rate |
  * | `ERR_DIT_BUSY` | the model is doing something that excludes this call | wait for it |
  * | `ERR_DIT_CLOSED` | the model was closed | load it again |

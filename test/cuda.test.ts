@@ -152,8 +152,8 @@ test('a device that is lost fails everything, now and later; close and the proce
   const { status, stdout, stderr } = await runModule(`
     import { DiT } from './lib/index.ts'
     const options = { device: 'cuda:emulated', precision: 'fp32' }
-    const dit = await DiT.load('${micro}', options)
-    const other = await DiT.load('${micro}', options)
+    const dit = await DiT.load('${pipeline}', options)
+    const other = await DiT.load('${pipeline}', options)
     await dit.sample(1, { steps: 2 })
     const codes = []
     const told = (work) => work.then(() => codes.push('none'), (error) => codes.push(error.code))
@@ -163,11 +163,11 @@ test('a device that is lost fails everything, now and later; close and the proce
     await told(dit.sample(1))
     await told(other.sample(1))
     await told(dit.trainer())
-    await told(DiT.load('${micro}', options))
+    await told(DiT.load('${pipeline}', options))
     await dit.close()
     await other.close()
     await told(dit.sample(1))
-    const cpu = await DiT.load('${micro}', { device: 'cpu' })
+    const cpu = await DiT.load('${pipeline}', { device: 'cpu' })
     await cpu.sample(1, { steps: 2 })
     await cpu.close()
     console.log(codes.join(' '))`)

@@ -58,6 +58,7 @@ std::string whyNone(const CudaApi& api, int* count) {
   if (const std::string obstacle = obstacleOf(api); !obstacle.empty()) return obstacle;
   CudaFailure failure;
   if (api.countDevices(count, &failure) != 0) {
+    if (failure.code == ErrorCode::DeviceLost) fail(failure.code, failure.message);
     const int needed = api.runtimeVersion / 1000 * 1000;
     return api.driverVersion < needed ? "the NVIDIA driver is too old: it supports CUDA " +
                                             versionText(api.driverVersion) + ", at least " +
