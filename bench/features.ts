@@ -1,4 +1,4 @@
-// node --import tsx bench/features.ts [--images=2000] [--size=256] [--steps=30] [--precision=fp32]
+// node --import tsx bench/features.ts [--images=2000] [--size=256] [--steps=30] [--precision=fp32] [--threads=0]
 //
 // What it costs to run the VAE over a folder once (`dit features`), and what it saves: images/s of
 // `extractFeatures` beside those of the VAE's encoder alone, then of training a small DiT from the
@@ -32,12 +32,14 @@ const { values } = parseArgs({
     size: { type: 'string', default: '256' },
     steps: { type: 'string', default: '30' },
     precision: { type: 'string', default: 'fp32' },
+    threads: { type: 'string', default: '0' },
   },
 })
 const count = integer(classes)(values.images)
 const size = integer(16)(values.size)
 const steps = integer(1)(values.steps)
-const place = { precision: values.precision as Precision } // checked where it is used
+const threads = integer(0)(values.threads)
+const place = { precision: values.precision as Precision, threads } // checked where it is used
 const progress = new Progress()
 
 /** Smooth noise with some grain: JPEGs of the usual size, a folder for each class. */
@@ -134,7 +136,7 @@ async function main(): Promise<void> {
           'machine',
           `${os.availableParallelism()} cores, load ${load.map((x) => x.toFixed(1)).join(' to ')}`,
         ],
-        ['precision', values.precision],
+        ['precision', `${values.precision}, threads: ${threads || 'all'}`],
         ['VAE encode alone', perSecond(alone)],
         ['dit features', `${perSecond(extracted)}, ${percent(extracted / alone)} of that`],
         ['training from features', training(fromFeatures)],

@@ -54,7 +54,7 @@ test('dit train: a model from images, and one line about it', async () => {
     ...grid,
   ])
   assert.match(stdout, /run: step 8, loss \d.*, done\n$/)
-  assert.match(stderr, /^step 0 of 8, 4 rows a step, 4 at once, .* seed 7\n/)
+  assert.match(stderr, /^step 0 of 8, 4 rows a step, 4 at once, .* seed 7$/m)
   assert.equal(readdirSync(path.join(out, 'checkpoints')), [
     'latest',
     'step-0000004',
