@@ -33,13 +33,16 @@ MicroBatch::MicroBatch(const DitConfig& config, DType act, const CheckpointPolic
   // The gradients of the MLP's hidden layer, of qkv and of the final layer are never alive
   // together.
   const size_t shared = arena.mark();
-  block.dHidden = arena.make(act, {R, T, config.mlpHidden});
-  size_t end = arena.mark();
-  for (const int64_t width : {3 * C, p * p * config.outChannels()}) {
+  size_t end = shared;
+  const auto overlapping = [&](int64_t width) {
     arena.release(shared);
-    (width == 3 * C ? block.dQkv : final.dLast) = arena.make(act, {R, T, width});
+    const Tensor tensor = arena.make(act, {R, T, width});
     end = std::max(end, arena.mark());
-  }
+    return tensor;
+  };
+  block.dHidden = overlapping(config.mlpHidden);
+  block.dQkv = overlapping(3 * C);
+  final.dLast = overlapping(p * p * config.outChannels());
   arena.release(end);
   block.dModulation = arena.make(DType::F32, {R, 6 * C});
   block.dModulationLow = lowOf(block.dModulation);

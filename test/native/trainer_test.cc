@@ -5,6 +5,7 @@
 #include <array>
 #include <cmath>
 #include <cstring>
+#include <map>
 
 #include "dit_model.h"
 #include "dit_oracle.h"
@@ -386,6 +387,72 @@ DIT_CASE("trainer/decay") {
       EXPECT(std::abs(got[i] - want) <= 1e-6f, param.name, " ", got[i], " ", want);
       if (std::abs(got[i] - want) > 1e-6f) break;
     }
+  }
+}
+
+// Weights with a step along a direction, given as `all` gives it.
+class SteppedWeights : public WeightSource {
+ public:
+  SteppedWeights(const DitConfig& config, WeightSource& weights,
+                 const std::vector<float>& direction, double step)
+      : weights_(weights), direction_(direction), step_(step) {
+    int64_t offset = 0;
+    for (const ParamSpec& param : ditParams(config)) {
+      if (param.init == Init::Fixed) continue;
+      offsets_[param.name] = offset;
+      offset += param.shape.count();
+    }
+  }
+
+  using WeightSource::read;
+  bool has(const std::string& name) const override { return weights_.has(name); }
+  Shape shape(const std::string& name) const override { return weights_.shape(name); }
+  Tensor read(const std::string& name, bool keepBf16) override {
+    values_ = floats(weights_.read(name, keepBf16));
+    const float* along = direction_.data() + offsets_.at(name);
+    for (size_t i = 0; i < values_.size(); i++) values_[i] += static_cast<float>(step_ * along[i]);
+    return {values_.data(), DType::F32, shape(name)};
+  }
+
+ private:
+  WeightSource& weights_;
+  const std::vector<float>& direction_;
+  double step_;
+  std::map<std::string, int64_t> offsets_;
+  std::vector<float> values_;
+};
+
+// qkv, the MLP's hidden layer and the last layer share memory in the backward, whichever of them
+// are of the same width: along its gradient, the loss grows as the gradient's norm says.
+DIT_CASE("trainer/equal widths") {
+  for (const int64_t mlpHidden : {96, 128}) {
+    const DitConfig config{.depth = 2,
+                           .hidden = 32,
+                           .heads = 2,
+                           .mlpHidden = mlpHidden,
+                           .patch = 4,
+                           .channels = 3,
+                           .height = 8,
+                           .width = 8,
+                           .classes = 3};
+    DIT_CHECK(config.patch * config.patch * config.outChannels() == 3 * config.hidden,
+              ErrorCode::Internal, "the widths are not equal");
+    RandomWeights weights(config, 11);
+    const RandomRows rows(test, config, 3);
+    const auto run = [&](WeightSource& from, std::vector<float>* gradients) {
+      Trainer trainer(test.ops(), config, ScheduleConfig{}, Precision::F32, from,
+                      {.bound = false, .microBatch = 3, .globalBatch = 3});
+      trainer.accumulate(rows.rows(config, 0, 3), {});
+      if (gradients) *gradients = all(config, *trainer.gradients());
+      return trainer.apply({});
+    };
+    std::vector<float> direction;
+    const double norm = run(weights, &direction).gradNorm;
+    for (float& value : direction) value /= static_cast<float>(norm);
+    const double h = 1e-2;
+    SteppedWeights above(config, weights, direction, h), below(config, weights, direction, -h);
+    const double slope = (run(above, nullptr).loss - run(below, nullptr).loss) / (2 * h);
+    EXPECT(std::abs(slope - norm) <= 0.01 * norm, "MLP ", mlpHidden, ": ", slope, " for ", norm);
   }
 }
 
