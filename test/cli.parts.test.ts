@@ -212,7 +212,6 @@ test('what is done at the first word does not count for the rate', () => {
     'sampling: 60 of 100 steps, 1 steps/s, 40.0 s left',
     'sampling: 80 of 100 steps, 1 steps/s, 20.0 s left',
     'sampling: 100 of 100 steps, 1 steps/s, 1 min 20 s',
-    'sampling: 100 of 100 steps, 1 steps/s, 1 min 20 s',
     '',
   ])
 })

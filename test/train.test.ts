@@ -98,6 +98,8 @@ test('trainer.step: wrong arguments', async () => {
   await refused({ t: [1] }, 'ERR_DIT_SHAPE', /2 timesteps for t but got 1/)
   await refused({ drop: [true] }, 'ERR_DIT_SHAPE', /2 values for drop but got 1/)
   await refused({ noise: rows(0, 1).x }, 'ERR_DIT_SHAPE', /noise/)
+  await rejects(() => trainer.step(undefined as never), 'ERR_DIT_OPTION', /an object \{ x, y \}/)
+  await rejects(() => trainer.step({ x, y: 1, foo: 5 } as never), 'ERR_DIT_OPTION', /no "?'?foo/)
   assert.is((await trainer.step({ x, y: 1 })).step, 1, 'and it still works')
 })
 
@@ -583,6 +585,11 @@ test('a training goes on bit for bit in every precision of this machine', async 
 test('resume: a new training needs a new folder; an old one, the same options', async () => {
   const out = temporaryFolder()
   await trainTiny({ steps: 2, out })
+  await rejects(
+    () => trainTiny({ steps: 1, out, resume: true, allowChanges: ['steps'] }),
+    'ERR_DIT_OPTION',
+    /at least the 2 that are made already, for steps/,
+  )
   await rejects(() => trainTiny({ steps: 4, out }), 'ERR_DIT_OPTION', /Give resume/)
   await rejects(
     () => trainTiny({ steps: 4, out, resume: true, lr: 5e-3, clipNorm: 3, saveEvery: 1 }),

@@ -23,8 +23,9 @@ interface Task {
   detail: string
   /** What was done when, about every half second of the last `rateSeconds`, and once before. */
   recent: { time: number; done: number }[]
-  /** When its last line was printed. */
+  /** When its last line was printed, and what was done then. */
   told: number
+  toldDone: number
 }
 
 /**
@@ -55,7 +56,18 @@ export class Progress {
     if (this.#task?.name !== name) {
       this.end()
       const recent = [{ time: now, done }]
-      this.#task = { name, unit, begin: now, begun: done, done, total, detail, recent, told: now }
+      this.#task = {
+        name,
+        unit,
+        begin: now,
+        begun: done,
+        done,
+        total,
+        detail,
+        recent,
+        told: now,
+        toldDone: -1,
+      }
     }
     const task = this.#task as Task
     task.done = done
@@ -65,6 +77,7 @@ export class Progress {
     if (this.#stream.isTTY) this.#draw(task, now)
     else if (now - task.told >= secondsPerLine) {
       task.told = now
+      task.toldDone = done
       this.#stream.write(`${describe(task, now)}\n`)
     }
   }
@@ -98,7 +111,7 @@ export class Progress {
       this.#draw(task, now)
       this.#bar.stop()
       this.#bar = undefined
-    } else if (task.told > task.begin) {
+    } else if (task.told > task.begin && task.toldDone !== task.done) {
       this.#stream.write(`${describe(task, now)}\n`)
     }
     this.#task = undefined

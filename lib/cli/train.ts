@@ -170,7 +170,8 @@ async function train(flags: TrainFlags, context: Context): Promise<void> {
     for await (const event of dit.train(flags.data, { ...options(flags), signal })) told.on(event)
   } catch (error) {
     if (dit === undefined || !signal.aborted || error !== signal.reason) throw error
-    stopped = true // and saved
+    stopped = true
+    told.saved(await savedStep(flags.out))
   } finally {
     process.off('SIGTERM', onTerminate)
     progress.end()
@@ -178,6 +179,13 @@ async function train(flags: TrainFlags, context: Context): Promise<void> {
   }
   const result = { out: flags.out, stopped, seconds: (performance.now() - begin) / 1000 }
   told.end(result, context)
+}
+
+/** The step of the checkpoint that a training leaves when it is stopped; undefined without one. */
+async function savedStep(out: string): Promise<number | undefined> {
+  const checkpoint = await (await RunFolder.open(out)).latest()
+  const [, step] = /(\d+)$/.exec(checkpoint ?? '') ?? []
+  return step === undefined ? undefined : Number(step)
 }
 
 function options(flags: TrainFlags): TrainOptions {
@@ -285,6 +293,11 @@ class Report {
   #update(step: number, detail?: string): void {
     this.#step = step
     this.#progress.update('training', 'steps', step, this.#total, detail)
+  }
+
+  /** Further than the last event where these are many steps apart. */
+  saved(step: number | undefined): void {
+    if (step !== undefined) this.#step = step
   }
 
   stopping(): void {

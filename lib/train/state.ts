@@ -178,6 +178,6 @@ export function checkUnchanged(
   throw new DiTError(
     'ERR_DIT_OPTION',
     `${where} was made with other options: ${list.join('; ')}. Give the same, leave them out, or name ` +
-      `them in allowChanges: ${JSON.stringify(changed)}`,
+      `them in allowChanges: ${JSON.stringify(changed)} (--allow-changes ${changed.join(',')})`,
   )
 }

@@ -217,7 +217,10 @@ class Training {
     const { trainer, data, host, settings } = this.#opened
     const { steps, flip, seed, globalBatch } = settings
     const signal = this.#signal
-    if (steps !== null && trainer.steps >= steps) return
+    if (steps !== null && steps < trainer.steps) {
+      throw invalidOption('steps', `at least the ${trainer.steps} that are made already,`, steps)
+    }
+    if (trainer.steps === steps) return
     const batches = data.batches({
       batchSize: globalBatch,
       seed: BigInt(seed),

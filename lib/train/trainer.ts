@@ -1,7 +1,7 @@
 // Training step by step: what `dit.trainer` gives, and what `dit.train` drives.
 
 import type { AccumulateRequest, TrainerInfo, TrainerRequest } from '../../bindings.js'
-import { DiTError, invalidOption } from '../errors.js'
+import { DiTError, invalidOption, show } from '../errors.js'
 import type { Engine } from '../jobs.js'
 import { type Label, resolveLabels } from '../labels.js'
 import { checkTimesteps } from '../payloads.js'
@@ -26,6 +26,8 @@ export interface StepInput {
   /** Whether the null class takes the label's place: n. Default: random, by `labelDropout`. */
   drop?: ArrayLike<boolean | number>
 }
+
+const stepNames: readonly string[] = ['x', 'y', 't', 'noise', 'drop'] satisfies (keyof StepInput)[]
 
 /** What a step did. */
 export interface StepMetrics {
@@ -317,7 +319,18 @@ export class Trainer {
     }
   }
 
-  #checkRows({ x, y, t, noise, drop }: StepInput): TrainingRows {
+  #checkRows(input: StepInput): TrainingRows {
+    if (typeof input !== 'object' || input === null) {
+      throw invalidOption('the input of a step', 'an object { x, y }', input)
+    }
+    const unknown = Object.keys(input).find((name) => !stepNames.includes(name))
+    if (unknown !== undefined) {
+      throw new DiTError(
+        'ERR_DIT_OPTION',
+        `A step has no ${show(unknown)}, only ${stepNames.join(', ')}`,
+      )
+    }
+    const { x, y, t, noise, drop } = input
     const { config, classNames, diffusion } = this.#host.model
     const [height, width] = config.latentSize
     const shape = ['n', config.channels, height, width]

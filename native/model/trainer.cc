@@ -5,6 +5,7 @@
 #include <cstring>
 #include <limits>
 #include <numeric>
+#include <string>
 
 #include "core/rng.h"
 #include "model/micro_batch.h"
@@ -27,6 +28,11 @@ std::vector<int64_t> allTimesteps(int64_t steps) {
   std::vector<int64_t> all(static_cast<size_t>(steps));
   std::iota(all.begin(), all.end(), 0);
   return all;
+}
+
+std::string inUnits(size_t bytes) {
+  return bytes < (1 << 20) ? std::to_string((bytes + 1023) >> 10) + " KiB"
+                           : std::to_string((bytes + (1 << 20) - 1) >> 20) + " MiB";
 }
 
 }  // namespace
@@ -149,15 +155,15 @@ class Trainer::State {
     const int64_t fit = rowsThatFit(config_, act_, options_.checkpointing,
                                     std::max(wanted, options_.microBatch), left);
     const int64_t rows = options_.microBatch > 0 ? options_.microBatch : fit;
-    DIT_CHECK(fit >= std::max<int64_t>(rows, 1), ErrorCode::Oom, "training ",
-              rows > 1 ? std::to_string(rows) + " rows at once" : "one row at a time", " takes ",
-              (parameters + microBatchBytes(config_, act_, options_.checkpointing,
-                                            std::max<int64_t>(rows, 1))) >>
-                  20,
-              " MiB, but only ", limit >> 20, " MiB are ",
-              options_.memoryLimit > 0 ? "allowed" : "free",
-              ": use a smaller batchSize, or checkpointing 'block', or a smaller model");
-    return rows;
+    if (fit >= std::max<int64_t>(rows, 1)) return rows;
+    const size_t needed = parameters + microBatchBytes(config_, act_, options_.checkpointing,
+                                                       std::max<int64_t>(rows, 1));
+    const bool limited = options_.memoryLimit > 0;
+    fail(ErrorCode::Oom, "training ",
+         rows > 1 ? std::to_string(rows) + " rows at once" : "one row at a time", " takes ",
+         inUnits(needed), ", but only ", inUnits(limit), " are ", limited ? "allowed" : "free",
+         ": use ", limited ? "a larger memoryLimit, " : "", rows > 1 ? "a smaller batchSize, " : "",
+         "checkpointing 'block' or a smaller model");
   }
 
   void check(const TrainingRows& rows) const {
