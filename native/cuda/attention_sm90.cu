@@ -8,8 +8,8 @@
 //
 // 72 is no multiple of the 64 numbers (128 bytes) of the widest swizzle. A row lies in two panels,
 // one of 64 numbers and one of 16, of which 8 exist and 8 are read as 0: q k^T takes them in a
-// fifth step of 16, p v in a product 8 wide beside that of 64. So nothing is padded in memory, and
-// of the operations 5 % are for zeros.
+// fifth step of 16, p v in a product 16 wide beside that of 64. So nothing is padded in memory, and
+// of the operations a tenth is for zeros.
 //
 //   shared memory, d = 72   20 KB a tile: 2 of queries, 3 of keys, 3 of values
 //   registers a thread      64 scores, 32 pairs of weights, 40 sums

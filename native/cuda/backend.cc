@@ -10,7 +10,8 @@ namespace dit::cuda {
 
 namespace {
 
-// A tensor as rows of bytes: one row where it is dense.
+// A tensor as rows of bytes: one row where it is dense, of any length. CUDA refuses a pitch of 2 GB
+// and more, which the gradients of XL/2 would have, so one row is not copied as a matrix.
 struct Bytes {
   size_t width, height, pitch;
 };
@@ -134,8 +135,13 @@ void CudaBackend::download(void* host, const Tensor& device) {
   useOutsideOfRecordings("download");
   const Bytes bytes = bytesOf(device);
   if (bytes.width == 0 || bytes.height == 0) return;
-  DIT_CUDA(cudaMemcpy2DAsync(host, bytes.width, device.data, bytes.pitch, bytes.width, bytes.height,
-                             cudaMemcpyDeviceToHost, context_.stream));
+  if (bytes.height == 1) {
+    DIT_CUDA(
+        cudaMemcpyAsync(host, device.data, bytes.width, cudaMemcpyDeviceToHost, context_.stream));
+  } else {
+    DIT_CUDA(cudaMemcpy2DAsync(host, bytes.width, device.data, bytes.pitch, bytes.width,
+                               bytes.height, cudaMemcpyDeviceToHost, context_.stream));
+  }
   DIT_CUDA(cudaStreamSynchronize(context_.stream));
 }
 
@@ -143,8 +149,12 @@ void CudaBackend::zero(const Tensor& device) {
   use();
   const Bytes bytes = bytesOf(device);
   if (bytes.width == 0 || bytes.height == 0) return;
-  DIT_CUDA(
-      cudaMemset2DAsync(device.data, bytes.pitch, 0, bytes.width, bytes.height, context_.stream));
+  if (bytes.height == 1) {
+    DIT_CUDA(cudaMemsetAsync(device.data, 0, bytes.width, context_.stream));
+  } else {
+    DIT_CUDA(
+        cudaMemset2DAsync(device.data, bytes.pitch, 0, bytes.width, bytes.height, context_.stream));
+  }
 }
 
 // ---------------------------------------------------------------- recordings

@@ -34,8 +34,13 @@ void Context::upload(void* device, size_t pitch, const void* host, size_t width,
   if (width == 0 || height == 0) return;
   const bool small = width * height <= Staging::kMost;
   const void* const from = small ? staging_.hold(host, width * height, stream) : host;
-  DIT_CUDA(
-      cudaMemcpy2DAsync(device, pitch, from, width, width, height, cudaMemcpyHostToDevice, stream));
+  // One row may be longer than a pitch may be.
+  if (height == 1) {
+    DIT_CUDA(cudaMemcpyAsync(device, from, width, cudaMemcpyHostToDevice, stream));
+  } else {
+    DIT_CUDA(cudaMemcpy2DAsync(device, pitch, from, width, width, height, cudaMemcpyHostToDevice,
+                               stream));
+  }
   if (!small) DIT_CUDA(cudaStreamSynchronize(stream));
 }
 

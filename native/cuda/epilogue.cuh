@@ -215,8 +215,11 @@ struct ForwardEpilogue {
     }
     if constexpr (kKind == Epilogue::BiasResidual) {
       if (gate) {
+        // Never fused with the addition: left to the compiler, it might be in one tile's kernel and
+        // not in another's, and the choice of the tile would show in the bits.
         const float4 g = loadNeighbours(at.gate + column, count, vectors);
-        v = make_float4(v.x * g.x, v.y * g.y, v.z * g.z, v.w * g.w);
+        v = make_float4(__fmul_rn(v.x, g.x), __fmul_rn(v.y, g.y), __fmul_rn(v.z, g.z),
+                        __fmul_rn(v.w, g.w));
       }
       const float4 r = shared ? loadNeighbours(at.shared + column, count, vectors)
                               : loadNeighbours(at.residual + column, count, vectors);

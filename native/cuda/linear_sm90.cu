@@ -4,9 +4,8 @@
 //
 //   y  = x W^T     both along K
 //   dX = dY W      dY along the sum's dimension N, W across it
-//   dW = dY^T x    both across the sum's dimension, the rows; in parts, since there are more rows
-//   than
-//                  tiles of dW fill the device
+//   dW = dY^T x    both across the sum's dimension, the rows; in parts, where tiles of dW alone do
+//                  not fill the device
 #include <type_traits>
 
 #include "cuda/gemm_sm90.cuh"

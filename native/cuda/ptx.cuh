@@ -14,8 +14,8 @@
 
 namespace dit::cuda {
 
-// The block's dynamic shared memory. Its size is what `launch` was given; it is aligned to 128
-// bytes.
+// The block's dynamic shared memory. Its size is what `launch` was given; it is aligned to 1024
+// bytes, as the widest swizzle needs it.
 __device__ __forceinline__ char* sharedMemory() {
   extern __shared__ __align__(1024) char ditShared[];
   return ditShared;
