@@ -4,7 +4,7 @@
 // A piece of work is 128 queries of one head, 64 to each of two warpgroups; a third one copies. The
 // blocks stay for all their pieces, so that the queries, keys and values of the next are on their
 // way while the last are worked on: at T = 256 a piece has but two tiles of 128 keys. While one
-// warpgroup is at its exponentials, the other's products use the tensor cores.
+// warpgroup is at its exponentials, the other's products may use the tensor cores.
 //
 // 72 is no multiple of the 64 numbers (128 bytes) of the widest swizzle. A row lies in two panels,
 // one of 64 numbers and one of 16, of which 8 exist and 8 are read as 0: q k^T takes them in a
