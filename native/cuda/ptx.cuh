@@ -153,17 +153,6 @@ __device__ __forceinline__ void copyAsyncWait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
-// ---------------------------------------------------------------- barriers of a part of a block
-
-// Waits until `threads` threads, a multiple of 32, have arrived at barrier 1 .. 15 (9.7.13.1).
-__device__ __forceinline__ void barrierSync(int number, int threads) {
-  asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
-}
-// Arrives without waiting.
-__device__ __forceinline__ void barrierArrive(int number, int threads) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(number), "r"(threads) : "memory");
-}
-
 }  // namespace dit::cuda
 
 #endif  // DIT_SIMT

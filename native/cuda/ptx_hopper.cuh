@@ -79,12 +79,6 @@ __device__ __forceinline__ void clusterSync() {
 
 // ---------------------------------------------------------------- copies of boxes
 
-// What the thread has written to shared memory is seen by copies and warpgroup products that begin
-// later (9.7.13.4).
-__device__ __forceinline__ void asyncProxyFence() {
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
-
 __device__ __forceinline__ void prefetchTensorMap(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }

@@ -19,8 +19,6 @@ void mbarrierArrive(uint64_t* barrier);
 void mbarrierArriveAt(uint64_t* barrier, int rank);
 void mbarrierWait(uint64_t* barrier, int parity);
 
-// Whether a fence is missing cannot be seen here.
-inline void asyncProxyFence() {}
 inline void prefetchTensorMap(const CUtensorMap*) {}
 
 void loadBox(void* shared, const CUtensorMap* map, uint64_t* barrier, int rank, int x, int y, int z,

@@ -81,11 +81,4 @@ void copyAsyncWait() {
   copyAsyncWaitFor(kPending);
 }
 
-// ---------------------------------------------------------------- barriers of a part of a block
-
-inline void barrierSync(int number, int threads) { simt::barrier(number, threads, /*wait=*/true); }
-inline void barrierArrive(int number, int threads) {
-  simt::barrier(number, threads, /*wait=*/false);
-}
-
 }  // namespace dit::cuda
