@@ -94,6 +94,24 @@ function ensureClangFormat() {
   if (apt !== undefined) install(apt, ['clang-format'])
 }
 
+/** Programs that tests start, and the packages that bring them. Without one, its tests fail and say so. */
+const testTools = {
+  chromium: 'chromium',
+  debootstrap: 'debootstrap',
+  'redis-server': 'redis-server',
+}
+
+function ensureTestTools() {
+  const missing = Object.keys(testTools).filter((tool) => !works(tool, ['--version']))
+  const apt = aptGet()
+  if (missing.length > 0 && apt !== undefined) {
+    install(
+      apt,
+      missing.map((tool) => testTools[tool]),
+    )
+  }
+}
+
 // ---- npm packages ----
 
 /** Whether node_modules holds what package-lock.json asks for, by npm's own record of it. */
@@ -133,6 +151,7 @@ if (name === 'lint') {
   ensureNodeModules()
 } else {
   ensurePackages()
+  if (name === 'test' || name === 'test:full') ensureTestTools()
   ensureNodeModules()
   if (!run(process.execPath, 'scripts/build-native.mjs')) fail('the native build failed')
 }
