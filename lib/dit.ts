@@ -28,7 +28,7 @@ import {
   resolveGuidanceChannels,
   seedsFrom,
 } from './sampling.js'
-import { saveModel } from './save.js'
+import { type Saved, saveModel } from './save.js'
 import { checkTensor, slice, type Tensor } from './tensor.js'
 import type { TrainEvent } from './train/events.js'
 import {
@@ -40,6 +40,7 @@ import {
 } from './train/options.js'
 import { type TrainHost, train } from './train/train.js'
 import { Trainer } from './train/trainer.js'
+import { hashWeights } from './weights_hash.js'
 
 /** Memory of a model on its device, in bytes. */
 export interface MemoryInfo {
@@ -91,6 +92,7 @@ export class DiT {
   readonly vae: Readonly<VaeConfig> | undefined
   readonly #engine: Engine
   readonly #spec: ModelSpec
+  #hash: Promise<string> | undefined
   #classNames: ClassNames
   #training = false
   /** Whether the weights are others than those that were loaded. */
@@ -409,8 +411,33 @@ export class DiT {
   async save(target: string, saveOptions: options.SaveOptions = {}): Promise<void> {
     const given = options.check(options.saveSchema, saveOptions)
     if (typeof target !== 'string' || target === '') throw invalidOption('target', 'a path', target)
-    const model = { spec: this.#spec, classNames: this.classNames, trained: this.#trained }
-    await saveModel(this.#engine, model, target, given)
+    await saveModel(this.#engine, this.#saved(), target, given)
+  }
+
+  #saved(): Saved {
+    return { spec: this.#spec, classNames: this.classNames, trained: this.#trained }
+  }
+
+  /**
+   * SHA-256, in hexadecimal, of what the model is: its sizes, its diffusion process and all tensors, those
+   * of the VAE, too, as they are stored. Two models with the same hash make the same images of the same
+   * options, on one device and in one precision; the same weights under official and diffusers names
+   * have the same one. Files are read the first time it is asked for, in pieces (2 GB: some seconds), so
+   * ask before they are replaced; of weights that were trained since, or are fresh, it is computed from
+   * a temporary copy.
+   *
+   * Rejects with ERR_DIT_FILE when a file cannot be read.
+   *
+   * @example
+   * const key = `${await dit.weightsHash()} ${dit.precision} ${label} ${seed}`
+   */
+  weightsHash(): Promise<string> {
+    if (this.#trained) return hashWeights(this.#engine, this.#saved())
+    this.#hash ??= hashWeights(this.#engine, this.#saved()).catch((error) => {
+      this.#hash = undefined
+      throw error
+    })
+    return this.#hash
   }
 
   /**
