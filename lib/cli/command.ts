@@ -32,6 +32,8 @@ export interface Context {
   signal: AbortSignal
   /** Writes a result. */
   print: (text: string) => void
+  /** Exit status of a command that ends without an error. */
+  status: number
 }
 
 export function newCommand(name: string, description: string): Command {

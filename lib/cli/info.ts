@@ -141,7 +141,7 @@ function table(facts: Facts): string {
   return columns(rows)
 }
 
-function deviceLine(device: DeviceInfo): string {
+export function deviceLine(device: DeviceInfo): string {
   if (!device.available) return `not here: ${device.reason}`
   const kind =
     device.device === 'cpu'

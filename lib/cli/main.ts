@@ -1,8 +1,9 @@
 #!/usr/bin/env node
 // The command `dit`: a thin shell over the public API.
 //
-// Exit status: 0 done, 1 it failed, 2 the command line is wrong (a DiTError with ERR_DIT_OPTION too),
-// 130 interrupted. Results go to stdout, everything else to stderr.
+// Exit status: 0 done, 1 it failed (`dit doctor`: the package cannot be used), 2 the command line is
+// wrong (a DiTError with ERR_DIT_OPTION too), 130 interrupted. Results go to stdout, everything else to
+// stderr.
 
 import { readFileSync } from 'node:fs'
 import path from 'node:path'
@@ -11,6 +12,7 @@ import { DiTError } from '../errors.js'
 import { packageRoot } from '../root.cjs'
 import type { CommonFlags, Context } from './command.js'
 import { convertCommand } from './convert.js'
+import { doctorCommand } from './doctor.js'
 import { featuresCommand } from './features.js'
 import { infoCommand } from './info.js'
 import { sampleCommand } from './sample.js'
@@ -25,6 +27,7 @@ async function main(args: string[]): Promise<number> {
   const context: Context = {
     signal: interrupted.signal,
     print: (text) => process.stdout.write(`${text}\n`),
+    status: 0,
   }
   process.stdout.on('error', (error: NodeJS.ErrnoException) => {
     if (error.code !== 'EPIPE') throw error
@@ -34,9 +37,8 @@ async function main(args: string[]): Promise<number> {
   process.once('SIGINT', () => interrupted.abort())
 
   let debug = ['1', 'true'].includes(process.env.DIT_DEBUG ?? '')
-  const commands = [sampleCommand, trainCommand, featuresCommand, infoCommand, convertCommand].map(
-    (make) => make(context),
-  )
+  const makers = [sampleCommand, trainCommand, featuresCommand, infoCommand, convertCommand]
+  const commands = [...makers, doctorCommand].map((make) => make(context))
   const program = new Command('dit')
     .description('Diffusion Transformers: sample, train, inspect and convert them')
     .version(packageVersion())
@@ -52,7 +54,7 @@ async function main(args: string[]): Promise<number> {
 
   try {
     await program.parseAsync(args)
-    return 0
+    return context.status
   } catch (error) {
     if (interrupted.signal.aborted && error === interrupted.signal.reason) {
       process.stderr.write('dit: interrupted\n')
