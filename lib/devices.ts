@@ -18,7 +18,9 @@ export type DeviceInfo =
       name: string
       /** The instruction set in use: 'generic', 'avx2', 'avx512', 'avx512bf16'. */
       isa: string
+      /** What it computes in. */
       precisions: Precision[]
+      /** Of the machine in all; a container may be allowed less. */
       memoryBytes: number
       /** Cores. */
       threads: number
@@ -32,10 +34,17 @@ export type DeviceInfo =
       computeCapability: string
       /** The kernels in use: 'sm_80' for Ampere and whatever has no others, 'sm_90a' for Hopper. */
       arch: string
+      /** What it computes in. */
       precisions: Precision[]
+      /** Of the GPU in all. */
       memoryBytes: number
     }
-  | { device: string; available: false; reason: string }
+  | {
+      device: string
+      available: false
+      /** Why it cannot be used; `dit doctor` tells what helps. */
+      reason: string
+    }
 
 /** @internal */
 export async function listDevices(): Promise<DeviceInfo[]> {

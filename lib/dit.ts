@@ -44,18 +44,28 @@ import { hashWeights } from './weights_hash.js'
 
 /** Memory of a model on its device, in bytes. */
 export interface MemoryInfo {
+  /** The transformer's weights, as they are used: packed, in the precision of the model. */
   weights: number
+  /** The VAE's weights. */
   vae: number
+  /** Work space of all images in the making. */
   activations: number
   /** Parameters, gradients, optimiser, EMA and activations of training. 0 for a model that is not in training. */
   training: number
+  /** The sum of them. */
   total: number
 }
 
 /** What `dit.stream` yields. The last one has the type 'images', or 'latents'. */
 export type StreamEvent = ProgressEvent | PreviewEvent | ImagesEvent | LatentsEvent
 
-/** Arguments of `dit.denoise`. */
+/**
+ * Arguments of `dit.denoise`.
+ *
+ * @example
+ * const x = { data: new Float32Array(2 * 4 * 32 * 32), shape: [2, 4, 32, 32] }
+ * const noise = await dit.denoise({ x, t: [999, 500.5], y: [207, 360], guidance: 4 })
+ */
 export interface DenoiseOptions {
   /** Noisy latents [n, channels, height, width]. */
   x: Tensor
@@ -65,8 +75,9 @@ export interface DenoiseOptions {
   y: Label | readonly Label[]
   /** Scale of classifier-free guidance. Default 1: none. */
   guidance?: number
-  /** As for `dit.sample`. */
+  /** How many of the first channels are guided. Default: 3 of 4 (as the official code), else `'all'`. */
   guidanceChannels?: number | 'all'
+  /** Stops the work; the call rejects with `signal.reason`. */
   signal?: AbortSignal
 }
 
@@ -86,7 +97,9 @@ export class DiT {
   readonly schedule: Readonly<ScheduleConfig>
   /** What it runs on: `'cpu'`, `'cuda:0'`. */
   readonly device: string
+  /** What it calculates in. */
   readonly precision: options.Precision
+  /** Where its weights came from. */
   readonly source: Readonly<SourceInfo>
   /** The size of the VAE; undefined for a model of pixels. */
   readonly vae: Readonly<VaeConfig> | undefined
@@ -139,7 +152,11 @@ export class DiT {
    * all modulation are zero, so it predicts zero until it is trained.
    *
    * @param config A preset, `'DiT-{S,B,L,XL}/{2,4,8}'` (32×32×4 latents, 1000 classes), or an object:
-   * `depth`, `hidden` and `heads` are needed, the rest has the preset's values.
+   * `depth`, `hidden` and `heads` are needed, the rest has the presets' values.
+   *
+   * Rejects with ERR_DIT_OPTION for sizes that do not go together or a wrong option, ERR_DIT_DEVICE when the
+   * device or the precision is not to be had here, ERR_DIT_FILE or ERR_DIT_FORMAT for a VAE that cannot
+   * be read, ERR_DIT_OOM, ERR_DIT_PLATFORM; with `signal.reason` after an abort.
    *
    * @example
    * const dit = await DiT.create({ depth: 4, hidden: 128, heads: 4, latentSize: 16, channels: 1, numClasses: 10 })
@@ -154,10 +171,14 @@ export class DiT {
 
   /**
    * The devices of this machine: what can be used, with its memory and precisions, and why not what
-   * cannot.
+   * cannot. GPUs are looked for once a process, in another one, which a damaged driver may hang or end.
+   *
+   * Rejects with ERR_DIT_PLATFORM when there is no binary for this machine.
    *
    * @example
-   * for (const device of await DiT.devices()) console.log(device)
+   * for (const device of await DiT.devices()) {
+   *   console.log(device.device, device.available ? device.precisions : device.reason)
+   * }
    */
   static async devices(): Promise<DeviceInfo[]> {
     return listDevices()
@@ -170,7 +191,12 @@ export class DiT {
     return new DiT(await openEngine(described.spec, given), described)
   }
 
-  /** Memory in use now. Throws ERR_DIT_CLOSED after `close`. */
+  /**
+   * Memory in use now, in bytes. Throws ERR_DIT_CLOSED after `close`.
+   *
+   * @example
+   * console.log(`${dit.memory().total / 2 ** 20} MiB on ${dit.device}`)
+   */
   memory(): MemoryInfo {
     const {
       weightBytes: weights,
@@ -189,8 +215,9 @@ export class DiT {
    * @param labels A class number, a class name (exact, then ignoring case, then as one of the
    * comma-separated synonyms of a name), or an embedding; or an array of them.
    *
-   * Rejects with ERR_DIT_OPTION or ERR_DIT_SHAPE for a wrong argument, ERR_DIT_CLOSED, ERR_DIT_OOM;
-   * with `signal.reason` after an abort.
+   * Rejects with ERR_DIT_OPTION or ERR_DIT_SHAPE for a wrong argument, ERR_DIT_NONFINITE when an image
+   * comes out as no number, ERR_DIT_CLOSED, ERR_DIT_OOM, ERR_DIT_DEVICE_LOST; with `signal.reason` after
+   * an abort.
    *
    * @example
    * const images = await dit.sample([207, 'tabby cat'], { sampler: 'ddim', steps: 50, seed: 7 })
@@ -218,7 +245,9 @@ export class DiT {
 
   /**
    * The same as `sample`, as events: progress after every step, previews every `preview` steps, last
-   * the images. Leaving the loop cancels the work.
+   * the images. Leaving the loop cancels the work. Throws, in the iteration, what `sample` rejects with.
+   *
+   * @param labels As for `sample`.
    *
    * @example
    * for await (const event of dit.stream([207], { preview: 5 })) {
@@ -287,9 +316,13 @@ export class DiT {
    * learned one: [n, channels or 2 * channels, height, width].
    *
    * With `guidance`, the guided channels of the noise are those of classifier-free guidance, the
-   * others those of the labels.
+   * others those of the labels (Ho & Salimans 2022, eq. 6, as null + guidance * (label - null)).
+   *
+   * Rejects with ERR_DIT_SHAPE or ERR_DIT_OPTION for a wrong argument, ERR_DIT_CLOSED, ERR_DIT_OOM; with
+   * `signal.reason` after an abort.
    *
    * @example
+   * const x = { data: new Float32Array(4 * 32 * 32), shape: [1, 4, 32, 32] }
    * const { data, shape } = await dit.denoise({ x, t: 999, y: 207 })
    */
   async denoise(denoiseOptions: DenoiseOptions): Promise<Tensor> {
@@ -332,6 +365,9 @@ export class DiT {
    * Latents [n, channels, height, width] to images, by the VAE. The latents are in the model's scale,
    * as `sample` with `output: 'latent'` and `encode` give them; height and width may be any.
    *
+   * Rejects with ERR_DIT_SHAPE for other channels than the VAE's, ERR_DIT_OPTION for a model without a
+   * VAE, ERR_DIT_CLOSED, ERR_DIT_OOM; with `signal.reason` after an abort.
+   *
    * @example
    * const latents = await dit.sample([207, 360], { output: 'latent' })
    * const images = await dit.decode(latents)
@@ -363,8 +399,12 @@ export class DiT {
    * @param images Pixels (a `RawImage`, or what sharp's `raw()` gives) of one size, or a Tensor
    * [n, channels, height, width] with values from -1 to 1.
    *
+   * Rejects with ERR_DIT_SHAPE for a wrong size, ERR_DIT_OPTION for a wrong argument or a model without
+   * a VAE, ERR_DIT_CLOSED, ERR_DIT_OOM; with `signal.reason` after an abort.
+   *
    * @example
-   * const { data, info } = await sharp('dog.png').removeAlpha().raw().toBuffer({ resolveWithObject: true })
+   * const picture = sharp('dog.png').resize(256, 256).removeAlpha().raw()
+   * const { data, info } = await picture.toBuffer({ resolveWithObject: true })
    * const latents = await dit.encode({ data, ...info })
    */
   async encode(
@@ -401,8 +441,10 @@ export class DiT {
    * file with the official names (and without the VAE). A reader never sees a half-written model:
    * everything is written beside the target first. What is loaded from it is the same, bit for bit.
    *
+   * @param target A folder, which is made where it is not there, or a file's path.
+   *
    * Rejects with ERR_DIT_FILE when it cannot be written, or when the target is a folder that holds
-   * something else than a model.
+   * something else than a model; ERR_DIT_OPTION for a wrong option, ERR_DIT_CLOSED.
    *
    * @example
    * const dit = await DiT.load('0400000.pt', { vae: 'stabilityai/sd-vae-ft-ema' })
@@ -429,7 +471,8 @@ export class DiT {
    * Rejects with ERR_DIT_FILE when a file cannot be read.
    *
    * @example
-   * const key = `${await dit.weightsHash()} ${dit.precision} ${label} ${seed}`
+   * const request = { label: 207, seed: 7, steps: 25 }
+   * const key = `${await dit.weightsHash()} ${dit.device} ${dit.precision} ${JSON.stringify(request)}`
    */
   weightsHash(): Promise<string> {
     if (this.#trained) return hashWeights(this.#engine, this.#saved())
@@ -481,8 +524,10 @@ export class DiT {
    *
    * @example
    * const trainer = await dit.trainer({ batchSize: 32, lr: 2e-4 })
+   * const x = { data: new Float32Array(3 * 4 * 32 * 32), shape: [3, 4, 32, 32] }
    * const { loss } = await trainer.step({ x, y: [0, 1, 2] })
    * await trainer.save('checkpoint')
+   * await trainer.close()
    */
   async trainer(trainerOptions: TrainerOptions = {}): Promise<Trainer> {
     const given = options.check(trainerSchema, trainerOptions)
@@ -543,13 +588,22 @@ export class DiT {
 
   /**
    * Ends the work under way, whose calls reject with ERR_DIT_CLOSED, and frees the memory. May be
-   * called at any time, and more than once.
+   * called at any time, and more than once; it never rejects for that.
+   *
+   * @example
+   * const dit = await DiT.load('demo')
+   * await dit.sample(0).finally(() => dit.close())
    */
   close(): Promise<void> {
     return this.#engine.close()
   }
 
-  /** `await using dit = await DiT.load(…)` */
+  /**
+   * The same as `close`, for runtimes that have `await using`.
+   *
+   * @example
+   * await using dit = await DiT.load('demo')
+   */
   [Symbol.asyncDispose](): Promise<void> {
     return this.close()
   }

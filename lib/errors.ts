@@ -1,3 +1,19 @@
+/** The codes, at run time; `DiTErrorCode` explains them. */
+export const ditErrorCodes = [
+  'ERR_DIT_OPTION',
+  'ERR_DIT_SHAPE',
+  'ERR_DIT_FORMAT',
+  'ERR_DIT_FILE',
+  'ERR_DIT_DEVICE',
+  'ERR_DIT_OOM',
+  'ERR_DIT_DEVICE_LOST',
+  'ERR_DIT_NONFINITE',
+  'ERR_DIT_BUSY',
+  'ERR_DIT_CLOSED',
+  'ERR_DIT_PLATFORM',
+  'ERR_DIT_INTERNAL',
+] as const
+
 /**
  * Every way in which dit-native refuses or fails, as `DiTError.code`:
  *
@@ -16,21 +32,6 @@
  * | `ERR_DIT_PLATFORM` | no binary for this operating system, processor or C library | build from source |
  * | `ERR_DIT_INTERNAL` | a defect of this package | report it |
  */
-export const ditErrorCodes = [
-  'ERR_DIT_OPTION',
-  'ERR_DIT_SHAPE',
-  'ERR_DIT_FORMAT',
-  'ERR_DIT_FILE',
-  'ERR_DIT_DEVICE',
-  'ERR_DIT_OOM',
-  'ERR_DIT_DEVICE_LOST',
-  'ERR_DIT_NONFINITE',
-  'ERR_DIT_BUSY',
-  'ERR_DIT_CLOSED',
-  'ERR_DIT_PLATFORM',
-  'ERR_DIT_INTERNAL',
-] as const
-
 export type DiTErrorCode = (typeof ditErrorCodes)[number]
 
 /**
@@ -46,9 +47,12 @@ export type DiTErrorCode = (typeof ditErrorCodes)[number]
  * }
  */
 export class DiTError extends Error {
+  /** Tells it apart from other errors where `instanceof` cannot: of another realm or copy. */
   override readonly name = 'DiTError'
+  /** What kind of refusal or failure it is; never changes, as the message may. */
   readonly code: DiTErrorCode
 
+  /** An error as the package's own, for those who extend it. */
   constructor(code: DiTErrorCode, message: string, options?: { cause?: unknown }) {
     super(message, options)
     this.code = code

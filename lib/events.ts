@@ -15,26 +15,32 @@ export interface PreviewEvent {
   type: 'preview'
   /** Which image of the call. */
   index: number
+  /** The preview. */
   image: RawImage
-  /** Solver steps of this image, done and in all. */
+  /** Solver steps of this image that are done. */
   step: number
+  /** Solver steps of this image in all. */
   steps: number
 }
 
 /** How long a call took, in seconds: its solver steps, and the decoding of its images. */
 export interface Timings {
+  /** From the first step of the call's images to their last, shared with whatever is made meanwhile. */
   sampleSeconds: number
+  /** Of the VAE's decoder, over all images; 0 without one. */
   decodeSeconds: number
 }
 
 /** The last event of `dit.stream`. */
 export interface ImagesEvent extends Timings {
   type: 'images'
+  /** One per label, in their order. */
   images: RawImage[]
 }
 
 /** The last event of `dit.stream` with `output: 'latent'`. */
 export interface LatentsEvent extends Timings {
   type: 'latents'
+  /** One per label, in their order. */
   latents: Latents
 }

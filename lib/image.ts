@@ -8,7 +8,9 @@ import type { Seed } from './options.js'
 export interface Pixels {
   /** height * width * channels bytes. */
   data: Uint8Array
+  /** In pixels. */
   width: number
+  /** In pixels. */
   height: number
   /** 1: grey, 3: RGB. */
   channels: number
@@ -22,19 +24,30 @@ const encoders = { '.png': 'png', '.webp': 'webp', '.jpg': 'jpeg', '.jpeg': 'jpe
  * @example
  * const [image] = await dit.sample('golden retriever', { seed: 1 })
  * await image.toFile('dog.png')
- * response.type('image/png').send(await image.toPNG())
+ * console.log(image.width, image.height, image.seed)
  */
 export class RawImage implements Pixels {
+  /** height * width * channels bytes: rows from the top, channels innermost. */
   readonly data: Uint8Array
+  /** In pixels. */
   readonly width: number
+  /** In pixels. */
   readonly height: number
+  /** 1: grey, 3: RGB. */
   readonly channels: number
   /** The seed that makes this image again; absent for decoded latents. */
   readonly seed?: Seed
   /** The class number it was made for; absent for embeddings and decoded latents. */
   readonly label?: number
 
-  /** Throws ERR_DIT_SHAPE when `data` has not height * width * channels bytes. */
+  /**
+   * An image of pixels from elsewhere.
+   *
+   * Throws ERR_DIT_SHAPE when `data` has not height * width * channels bytes.
+   *
+   * @example
+   * const grey = new RawImage({ data: new Uint8Array(8 * 8), width: 8, height: 8, channels: 1 })
+   */
   constructor(pixels: Pixels, made: { seed?: Seed; label?: number } = {}) {
     const { data, width, height, channels } = checkPixels('image', pixels)
     this.data = data
@@ -45,7 +58,15 @@ export class RawImage implements Pixels {
     if (made.label !== undefined) this.label = made.label
   }
 
-  /** The bytes of a PNG file. */
+  /**
+   * The bytes of a PNG file.
+   *
+   * Rejects with ERR_DIT_PLATFORM when the package sharp cannot be loaded.
+   *
+   * @example
+   * const [image] = await dit.sample('golden retriever')
+   * const answer = new Response(await image.toPNG(), { headers: { 'content-type': 'image/png' } })
+   */
   async toPNG(): Promise<Buffer> {
     const image = await this.#sharp()
     return image.png().toBuffer()
@@ -54,7 +75,12 @@ export class RawImage implements Pixels {
   /**
    * Writes a file; its name's end says the format: .png, .webp, .jpg or .jpeg.
    *
-   * Rejects with ERR_DIT_OPTION for another end, ERR_DIT_FILE when the file cannot be written.
+   * Rejects with ERR_DIT_OPTION for another end, ERR_DIT_FILE when the file cannot be written,
+   * ERR_DIT_PLATFORM when the package sharp cannot be loaded.
+   *
+   * @example
+   * const [image] = await dit.sample('golden retriever')
+   * await image.toFile('dog.webp')
    */
   async toFile(file: string): Promise<void> {
     if (typeof file !== 'string') throw invalidOption('file', 'a path', file)
@@ -117,6 +143,7 @@ const maxGap = 4096 // pixels
 /**
  * Puts images of one size into one, row by row.
  *
+ * @param images As `dit.sample` gives them, or any pixels.
  * @param options.columns Images per row. Default: as square as can be.
  * @param options.gap Black pixels between the images. Default 0.
  *

@@ -8,7 +8,7 @@ import { invalidOption } from './errors.js'
 import { completeConfig } from './formats/dit_config.js'
 import { defaultSchedule } from './formats/schedule_config.js'
 import { resolveSource, resolveVae } from './formats/source.js'
-import type { DiTConfig, DiTConfigInput, LoadedSource, WeightsChoice } from './formats/types.js'
+import type { DiTConfig, DiTConfigInput, WeightsChoice } from './formats/types.js'
 import { Engine } from './jobs.js'
 import type { ClassNames } from './labels.js'
 import type { CreateOptions, DeviceOptions, LoadOptions } from './options.js'
@@ -18,8 +18,8 @@ import { checkSchedule, seedsFrom } from './sampling.js'
 /** Where a model's weights came from. */
 export interface SourceInfo {
   /** How the transformer's weights are stored; `'fresh'` for `DiT.create`. */
-  kind: LoadedSource['kind'] | 'fresh'
-  /** One line for people. */
+  kind: 'diffusers' | 'safetensors' | 'torch' | 'fresh'
+  /** One line for people: the file, folder, or id and commit, and which weights of it. */
   description: string
   /** The weights chosen from a training checkpoint that has several. */
   weights?: WeightsChoice

@@ -26,7 +26,7 @@ export type Seed = number | bigint
 /** Where a model is to run: `'auto'`, `'cpu'`, `'cuda'` (the first GPU), `'cuda:1'`. */
 export type Device = 'auto' | 'cpu' | 'cuda' | `cuda:${number}`
 
-/** Progress of a load: files that are fetched and read, then weights that are prepared. */
+/** Progress of a load: files that are fetched, then weights that are read and prepared; both in bytes. */
 export type ModelProgress = LoadProgress | { phase: 'prepare'; loaded: number; total: number }
 
 /** Where and how a model runs. */
@@ -39,10 +39,17 @@ export interface DeviceOptions {
   threads?: number
   /** Stops the work; the call rejects with `signal.reason`. */
   signal?: AbortSignal
+  /** Called now and then while files are fetched and weights are prepared. */
   onProgress?: (progress: ModelProgress) => void
 }
 
-/** Options of `DiT.load`. */
+/**
+ * Options of `DiT.load`.
+ *
+ * @example
+ * const options: LoadOptions = { device: 'cuda', precision: 'bf16', latentSize: [32, 64] }
+ * const dit = await DiT.load('facebook/DiT-XL-2-256', options)
+ */
 export interface LoadOptions extends DeviceOptions {
   /** Which weights of a training checkpoint that has both. Default `'ema'`. */
   weights?: WeightsChoice
@@ -74,7 +81,12 @@ export interface LoadOptions extends DeviceOptions {
   id2label?: Record<number, string>
 }
 
-/** Options of `DiT.create`. */
+/**
+ * Options of `DiT.create`.
+ *
+ * @example
+ * const dit = await DiT.create('DiT-S/8', { seed: 1, schedule: { kind: 'cosine' } })
+ */
 export interface CreateOptions extends DeviceOptions {
   /** The seed of the initial weights. Default: random. `dit.source.description` tells it. */
   seed?: Seed
@@ -89,7 +101,12 @@ export interface CreateOptions extends DeviceOptions {
 /** What `dit.sample` gives: images, or the latents they would be decoded from. */
 export type Output = 'image' | 'latent'
 
-/** Options of `dit.sample` and `dit.stream`. */
+/**
+ * Options of `dit.sample` and `dit.stream`.
+ *
+ * @example
+ * const images = await dit.sample([207, 360], { sampler: 'ddpm', guidance: 1.5, seed: 7 })
+ */
 export interface SampleOptions<Wanted extends Output = 'image'> {
   /**
    * `'dpm++'`, the default: DPM-Solver++(2M) (Lu et al. 2022). `'ddim'`: Song et al. 2021. `'ddpm'`:
@@ -134,23 +151,42 @@ export interface SampleOptions<Wanted extends Output = 'image'> {
   preview?: number
 }
 
-/** Options of `dit.decode`. */
+/**
+ * Options of `dit.decode`.
+ *
+ * @example
+ * const latents = await dit.sample([207], { output: 'latent' })
+ * const images = await dit.decode(latents, { signal: AbortSignal.timeout(10_000) })
+ */
 export interface DecodeOptions {
+  /** Stops the work; the call rejects with `signal.reason`. */
   signal?: AbortSignal
 }
 
-/** Options of `dit.encode`. */
+/**
+ * Options of `dit.encode`.
+ *
+ * @example
+ * const images = await dit.sample([207, 360])
+ * const latents = await dit.encode(images, { sample: true, seed: 7 })
+ */
 export interface EncodeOptions {
   /** Draws from the posterior instead of taking its mean. Default false. */
   sample?: boolean
   /** With `sample`: image i has seed `seed + i`. Default: random. */
   seed?: Seed
+  /** Stops the work; the call rejects with `signal.reason`. */
   signal?: AbortSignal
 }
 
-/** Options of `dit.save`. */
+/**
+ * Options of `dit.save`.
+ *
+ * @example
+ * await dit.save('my-model', { dtype: 'bf16', vae: false })
+ */
 export interface SaveOptions {
-  /** Default: fp32, or bf16 when all weights are as they came, in bf16; nothing is lost either way. */
+  /** How the weights are stored. Default: fp32, or bf16 when all weights are as they came, in bf16; nothing is lost either way. */
   dtype?: 'fp32' | 'bf16'
   /** Whether a diffusers folder gets the VAE too, when the model has one. Default true. */
   vae?: boolean

@@ -8,7 +8,9 @@ import { DiTError, invalidOption } from './errors.js'
  * const latents: Tensor = { data: new Float32Array(2 * 4 * 32 * 32), shape: [2, 4, 32, 32] }
  */
 export interface Tensor {
+  /** As many numbers as the product of `shape`. */
   data: Float32Array
+  /** Sizes of the dimensions, the outermost first. */
   shape: number[]
 }
 

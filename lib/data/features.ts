@@ -30,7 +30,13 @@ export type FeaturesProgress =
   | options.ModelProgress
   | { phase: 'encode'; done: number; total: number }
 
-/** Options of `extractFeatures`. */
+/**
+ * Options of `extractFeatures`.
+ *
+ * @example
+ * const options: FeaturesOptions = { vae: 'stabilityai/sd-vae-ft-ema', out: 'features', dtype: 'fp16' }
+ * await extractFeatures('photos', options)
+ */
 export interface FeaturesOptions extends Omit<options.DeviceOptions, 'onProgress'> {
   /** The VAE: a folder (also that of a model with one), a file, or a Hugging Face id. */
   vae: string
@@ -48,6 +54,7 @@ export interface FeaturesOptions extends Omit<options.DeviceOptions, 'onProgress
   workers?: number
   /** What a damaged picture does: it is reported and passed over (the default), or ends the work. */
   onBadItem?: 'skip' | 'error'
+  /** Called while the VAE is loaded, then after every few pictures. */
   onProgress?: (progress: FeaturesProgress) => void
 }
 
@@ -61,9 +68,11 @@ export interface FeaturesResult {
   encoded: number
   /** Pictures that could not be used. */
   skipped: SkippedItem[]
+  /** Files that hold the features. */
   shards: number
   /** [channels, height, width] of the latents. */
   shape: [channels: number, height: number, width: number]
+  /** Names of the classes, by number: those of the subfolders. */
   classNames: string[]
   /** Where the VAE came from. */
   vae: string
@@ -106,7 +115,8 @@ const featuresSchema = v.strictObject({
  * const { items, shape } = await extractFeatures('imagenet/train', {
  *   vae: 'stabilityai/sd-vae-ft-ema', size: 256, flip: true, out: 'imagenet-features',
  * })
- * for await (const { loss } of dit.train('imagenet-features', { steps: 400_000 })) console.log(loss)
+ * console.log(items, shape)
+ * for await (const event of dit.train('imagenet-features', { steps: 400_000 })) console.log(event)
  */
 export async function extractFeatures(
   folder: string,

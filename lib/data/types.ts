@@ -32,6 +32,7 @@ export type TrainingData =
 export interface SkippedItem {
   /** The file's path, or the item's number. */
   item: string
+  /** What is wrong with it. */
   reason: string
 }
 

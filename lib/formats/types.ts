@@ -97,7 +97,9 @@ export type DiTConfigInput = Partial<Omit<DiTConfig, 'latentSize'>> & {
 export interface VaeConfig {
   /** Channels of the image. */
   inChannels: number
+  /** Channels of a decoded image. */
   outChannels: number
+  /** Channels of a latent. */
   latentChannels: number
   /** Channels of each resolution, the finest first. There is a factor of 2 between neighbours. */
   blockOutChannels: number[]
@@ -105,10 +107,13 @@ export interface VaeConfig {
   layersPerBlock: number
   /** Groups of every group norm. */
   groups: number
-  /** latent = (z - shiftFactor) * scalingFactor. */
+  /** The model's latents are (z - shiftFactor) * scalingFactor, z the VAE's own; 0.18215 for Stable Diffusion's. */
   scalingFactor: number
+  /** See `scalingFactor`; 0 for Stable Diffusion's. */
   shiftFactor: number
+  /** True when a 1×1 convolution follows the encoder. */
   useQuantConv: boolean
+  /** True when a 1×1 convolution precedes the decoder. */
   usePostQuantConv: boolean
   /** True when the middle of encoder and decoder has self-attention. */
   midBlockAddAttention: boolean
@@ -116,27 +121,31 @@ export interface VaeConfig {
 
 /** The diffusion process the model was trained with. */
 export interface ScheduleConfig {
+  /** How beta grows: linearly (Ho et al. 2020), or so that alpha-bar is a squared cosine (Nichol & Dhariwal 2021). */
   kind: 'linear' | 'cosine'
   /** Training timesteps T. */
   steps: number
-  /** First and last beta of the linear schedule (at T = 1000; given as they are used). */
+  /** First beta of the linear schedule (at T = 1000; given as it is used). */
   betaStart: number
+  /** Last beta of the linear schedule. */
   betaEnd: number
 }
 
-/** Which weights of a training checkpoint. */
+/** Which weights of a training checkpoint: `'ema'`, the averaged ones, or `'model'`, those in training. */
 export type WeightsChoice = 'ema' | 'model'
 
-/** Of the download of a Hugging Face repository. */
+/** Progress of the download of a Hugging Face repository. */
 export interface LoadProgress {
   phase: 'download'
   /** The file's name within the repository. */
   file: string
-  /** Bytes of this file so far and in all. */
+  /** Bytes of this file so far. */
   loaded: number
+  /** Bytes of this file in all. */
   total: number
-  /** Files done and in all, in this load. */
+  /** Files done, in this load. */
   filesDone: number
+  /** Files in all, in this load. */
   filesTotal: number
 }
 

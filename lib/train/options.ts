@@ -27,7 +27,13 @@ import { randomSeed } from '../sampling.js'
  */
 export type LearningRateSchedule = 'constant' | 'linear' | 'cosine' | ((step: number) => number)
 
-/** Options of `dit.trainer`. The defaults are those of the DiT paper where it says something. */
+/**
+ * Options of `dit.trainer`. The defaults are those of the DiT paper (Peebles & Xie 2022, section 4) where it
+ * says something.
+ *
+ * @example
+ * const trainer = await dit.trainer({ batchSize: 'auto', globalBatch: 64, lr: 2e-4, emaDecay: 0.999 })
+ */
 export interface TrainerOptions {
   /**
    * Rows that go through the model at once. Default `'auto'`: as many as fit into the memory, chosen
@@ -43,19 +49,19 @@ export interface TrainerOptions {
   steps?: number
   /** The learning rate, after the warm-up. Default 1e-4. */
   lr?: number
-  /** Default `'constant'`, as in the paper. */
+  /** How the learning rate changes. Default `'constant'`, as in the paper. */
   schedule?: LearningRateSchedule
-  /** Of `'linear'` and `'cosine'`. Default: 5 % of `steps`, at most the usual 10 000. */
+  /** Steps of `'linear'` and `'cosine'` in which the rate grows. Default: 5 % of `steps`, at most the usual 10 000. */
   warmup?: number
   /** The rate that `'cosine'` ends with. Default 0. */
   minLr?: number
-  /** Of AdamW (Loshchilov & Hutter 2019). Default 0. */
+  /** Decoupled weight decay of AdamW (Loshchilov & Hutter 2019). Default 0. */
   weightDecay?: number
   /** Weight decay on biases and the label table, too. Default false: on matrices alone. */
   decayAll?: boolean
-  /** Of AdamW. Default `[0.9, 0.999]`. */
+  /** Decay of AdamW's two moments. Default `[0.9, 0.999]`. */
   betas?: readonly [beta1: number, beta2: number]
-  /** Of AdamW. Default 1e-8. */
+  /** What AdamW adds to the root of the second moment. Default 1e-8. */
   eps?: number
   /**
    * Share of the averaged weights that stays in each step. Default 0.9999; less for trainings of few
@@ -69,7 +75,7 @@ export interface TrainerOptions {
    * learn sigma, and their default. `'mse'`: the error alone.
    */
   loss?: 'hybrid' | 'mse'
-  /** Labels replaced by the null class. Default 0.1, 0 for models without one. */
+  /** Share of labels replaced by the null class. Default 0.1, 0 for models without one. */
   labelDropout?: number
   /**
    * What of the forward pass is kept for the backward pass. `'none'`, the default: all of it is.
@@ -86,7 +92,13 @@ export interface TrainerOptions {
   spikeFactor?: number
 }
 
-/** How the sample grid is made: a column for each label. */
+/**
+ * How the sample grid is made: a column for each label.
+ *
+ * @example
+ * const samples: SampleGridOptions = { labels: [0, 1, 2], rows: 2, guidance: 4, steps: 25 }
+ * for await (const _ of dit.train('photos', { steps: 1000, sampleEvery: 100, samples })) continue
+ */
 export interface SampleGridOptions
   extends Pick<SampleOptions, 'sampler' | 'steps' | 'guidance' | 'clip' | 'eta'> {
   /** Class numbers or names. Default: the first 10 classes. */
@@ -97,7 +109,13 @@ export interface SampleGridOptions
   seed?: Seed
 }
 
-/** Options of `dit.train`. */
+/**
+ * Options of `dit.train`.
+ *
+ * @example
+ * const options: TrainOptions = { epochs: 20, flip: true, out: 'runs/photos', saveEvery: 500, resume: true }
+ * for await (const event of dit.train('photos', options)) console.log(event)
+ */
 export interface TrainOptions extends TrainerOptions {
   /** Instead of `steps`: how often every item is seen. */
   epochs?: number
@@ -125,6 +143,7 @@ export interface TrainOptions extends TrainerOptions {
   allowChanges?: readonly string[]
   /** Steps between two sample grids in `out`'s `samples/`. Default: none are made. */
   sampleEvery?: number
+  /** What is on them. */
   samples?: SampleGridOptions
   /** Steps between two events; the losses of one are the means of its steps. Default 1. */
   logEvery?: number

@@ -13,7 +13,14 @@ import { learningRate } from './schedules.js'
 import { UsualNorm } from './spikes.js'
 import { checkUnchanged, newState, type TrainedModel, type TrainerState } from './state.js'
 
-/** The rows of one step. */
+/**
+ * The rows of one step. What is random follows from the seed, the step and the row.
+ *
+ * @example
+ * const trainer = await dit.trainer({ batchSize: 2 })
+ * const x = { data: new Float32Array(2 * 4 * 32 * 32), shape: [2, 4, 32, 32] }
+ * await trainer.step({ x, y: [3, 7], t: [10, 900], drop: [false, true] })
+ */
 export interface StepInput {
   /** What the model is to make: [n, channels, height, width], pixels from -1 to 1 or latents. */
   x: Tensor
@@ -37,18 +44,21 @@ export interface StepMetrics {
   outcome: 'applied' | 'nonFinite' | 'spike'
   /** Mean over the rows: `mse` and `vb` together. */
   loss: number
-  /** Of the predicted noise. */
+  /** Mean squared error of the predicted noise. */
   mse: number
   /** The variance's bound, in bits per number; 0 for the loss 'mse'. */
   vb: number
   /** The loss of the rows in each quarter of the timesteps; NaN where there are none. */
   quartileLoss: number[]
+  /** The learning rate of this step. */
   lr: number
-  /** Of the gradient, before it is clipped. */
+  /** L2 norm of the gradient, before it is clipped. */
   gradNorm: number
   /** Rows of this step. */
   rows: number
+  /** Time of this step; in the events of `dit.train` the mean since the last one, with waiting for data. */
   secondsPerStep: number
+  /** Rows per second, in that time. */
   imagesPerSecond: number
   /** Steps skipped since the beginning. */
   skippedSteps: number
@@ -79,8 +89,9 @@ export interface Start {
  *
  * @example
  * const trainer = await dit.trainer({ lr: 2e-4, emaDecay: 0.999 })
- * for (const { x, y } of batches) {
- *   const { step, loss } = await trainer.step({ x, y })
+ * for (let i = 0; i < 10_000; i++) {
+ *   const x = { data: new Float32Array(8 * 4 * 32 * 32), shape: [8, 4, 32, 32] } // your rows
+ *   const { step, loss } = await trainer.step({ x, y: 3 })
  *   if (step % 1000 === 0) await trainer.save('checkpoint')
  * }
  * await trainer.close()
@@ -146,7 +157,8 @@ export class Trainer {
    * a save is under way, ERR_DIT_CLOSED.
    *
    * @example
-   * const { loss, gradNorm } = await trainer.step({ x, y: [3, 7, 1] })
+   * const x = { data: new Float32Array(3 * 4 * 32 * 32), shape: [3, 4, 32, 32] }
+   * const { loss, gradNorm, outcome } = await trainer.step({ x, y: [3, 7, 1] })
    */
   async step(input: StepInput): Promise<StepMetrics> {
     const rows = this.#checkRows(input)
@@ -157,7 +169,11 @@ export class Trainer {
    * Writes a checkpoint: a folder that `resume` and `DiT.load` take. A checkpoint that is there already
    * is replaced.
    *
-   * Rejects with ERR_DIT_FILE when it cannot be written, or when the folder holds something else.
+   * Rejects with ERR_DIT_FILE when it cannot be written, or when the folder holds something else;
+   * ERR_DIT_BUSY while a step is under way, ERR_DIT_CLOSED.
+   *
+   * @example
+   * await trainer.save('runs/mine/checkpoint')
    */
   async save(folder: string): Promise<void> {
     if (typeof folder !== 'string' || folder === '') throw invalidOption('folder', 'a path', folder)
@@ -172,7 +188,11 @@ export class Trainer {
    * were.
    *
    * Rejects with ERR_DIT_FILE or ERR_DIT_FORMAT when it cannot be read, ERR_DIT_OPTION, which names them,
-   * when options are not those it was made with.
+   * when options are not those it was made with; ERR_DIT_BUSY while a step is under way, ERR_DIT_CLOSED.
+   *
+   * @example
+   * const trainer = await dit.trainer()
+   * await trainer.resume('runs/mine/checkpoint')
    */
   async resume(folder: string): Promise<void> {
     if (typeof folder !== 'string' || folder === '') throw invalidOption('folder', 'a path', folder)
@@ -189,6 +209,10 @@ export class Trainer {
    * Ends the training, after the step or save that is under way, and frees its memory; the model keeps
    * the averaged weights. Another trainer may follow, which starts from the weights that were loaded, or
    * resumes. May be called more than once.
+   *
+   * @example
+   * await trainer.close()
+   * const images = await dit.sample(0) // by the averaged weights
    */
   close(): Promise<void> {
     this.#closed ??= this.#end()
@@ -200,7 +224,12 @@ export class Trainer {
     await this.#host.release()
   }
 
-  /** `await using trainer = await dit.trainer()` */
+  /**
+   * The same as `close`, for runtimes that have `await using`.
+   *
+   * @example
+   * await using trainer = await dit.trainer()
+   */
   [Symbol.asyncDispose](): Promise<void> {
     return this.close()
   }

@@ -1,0 +1,205 @@
+// The API reference: made of the doc comments, complete, up to date, and its examples are TypeScript
+// that compiles.
+// timeout: 120s
+import { spawnSync } from 'node:child_process'
+import {
+  cpSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs'
+import path from 'node:path'
+import { test } from 'uvu'
+import * as assert from 'uvu/assert'
+import { firstSentence, parseDoc } from '../scripts/docs/comments.js'
+import { renderPages } from '../scripts/docs/markdown.js'
+import { entryPoints, folder, root } from '../scripts/docs/package.js'
+import { temporaryFolder } from './helpers/files.js'
+
+const entries = entryPoints()
+const pages = renderPages(entries)
+const everything = entries.flatMap(({ exports }) => exports)
+
+test('docs/api is what `npm run docs` makes', () => {
+  assert.equal(readdirSync(folder).sort(), [...pages.keys()].sort())
+  for (const [name, text] of pages) {
+    const same = readFileSync(path.join(folder, name), 'utf8') === text
+    assert.ok(same, `docs/api/${name} is out of date: run \`npm run docs\``)
+  }
+})
+
+test('links lead to headings that are there', () => {
+  const slug = (heading: string) =>
+    heading
+      .toLowerCase()
+      .replace(/[^\w -]/g, '')
+      .replaceAll(' ', '-')
+  const headings = (page: string) => {
+    return [...(pages.get(page) ?? '').matchAll(/^#+ (.+)$/gm)].map((match) => slug(match[1] ?? ''))
+  }
+  let links = 0
+  for (const [page, text] of pages) {
+    for (const [, file = '', anchor] of text.matchAll(/\]\(([\w.]*)(?:#([\w-]+))?\)/g)) {
+      const target = file === '' ? page : file
+      assert.ok(pages.has(target), `${page}: ${target}`)
+      if (anchor) assert.ok(headings(target).includes(anchor), `${page}: ${target}#${anchor}`)
+      links++
+    }
+  }
+  assert.ok(links > 100)
+})
+
+test('everything that is exported is explained', () => {
+  const bare: string[] = []
+  for (const { name, kind, doc, members } of everything) {
+    if (doc.text === '') bare.push(name)
+    if (kind === 'function' && doc.params.length === 0) bare.push(`${name}'s parameters`)
+    for (const member of members) {
+      // The literal that tells events apart says what it is.
+      const isTag = /^(type|phase)$/.test(member.name) && /^'\w+'$/.test(member.type)
+      if (member.doc.text === '' && !isTag) bare.push(`${name}.${member.name}`)
+    }
+  }
+  assert.equal(bare, [])
+})
+
+test('what is called, and the options it is called with, have an example', () => {
+  const without: string[] = []
+  for (const { name, kind, doc, members } of everything) {
+    const isInput = kind === 'interface' && /(Options|Input)$/.test(name)
+    if ((kind === 'class' || kind === 'function' || isInput) && doc.examples.length === 0) {
+      without.push(name)
+    }
+    const called = members.filter((one) => kind === 'class' && one.kind === 'method')
+    without.push(
+      ...called.filter((one) => one.doc.examples.length === 0).map((one) => `${name}.${one.name}`),
+    )
+  }
+  assert.equal(without, [])
+})
+
+test('what may fail says with which code', () => {
+  const asynchronous = everything.flatMap(({ name, kind, members }) =>
+    members
+      .filter(
+        ({ signatures }) =>
+          kind === 'class' && /\): (Promise|AsyncGenerator)</.test(signatures.join()),
+      )
+      .map((member) => ({ name: `${name}.${member.name}`, text: member.doc.text })),
+  )
+  const silent = asynchronous
+    .filter(({ name }) => !/\.close$|asyncDispose/.test(name))
+    .filter(({ text }) => !/ERR_DIT_|what `sample` rejects with/.test(text))
+  assert.equal(
+    silent.map(({ name }) => name),
+    [],
+  )
+})
+
+// ---- examples ----
+
+/** A user's project: the package as npm ships it, and what the examples use beside it. */
+function project(examples: ReadonlyMap<string, string>): string {
+  const place = temporaryFolder()
+  const installed = path.join(place, 'node_modules/dit-native')
+  mkdirSync(path.join(place, 'node_modules/@types'), { recursive: true })
+  mkdirSync(installed)
+  cpSync(path.join(root, 'package.json'), path.join(installed, 'package.json'))
+  cpSync(path.join(root, 'dist'), path.join(installed, 'dist'), { recursive: true })
+  const peers = Object.keys(
+    JSON.parse(readFileSync(path.join(root, 'package.json'), 'utf8')).peerDependencies,
+  )
+  for (const name of ['@types/node', 'undici-types', 'sharp', ...peers]) {
+    const link = path.join(place, 'node_modules', name)
+    mkdirSync(path.dirname(link), { recursive: true })
+    if (!existsSync(link)) symlinkSync(path.join(root, 'node_modules', name), link)
+  }
+  for (const [name, text] of examples) writeFileSync(path.join(place, `${name}.mts`), text)
+  const compilerOptions = {
+    target: 'es2023',
+    lib: ['es2023', 'esnext.disposable'],
+    module: 'nodenext',
+    strict: true,
+    noEmit: true,
+    skipLibCheck: true,
+    types: ['node'],
+  }
+  writeFileSync(path.join(place, 'tsconfig.json'), JSON.stringify({ compilerOptions }))
+  return place
+}
+
+/** An example as a module: all that the package exports, a model and a trainer are there. */
+function moduleOf(example: string): string {
+  const imports = entries.map(({ specifier, exports }) => {
+    const names = exports.map(({ name, kind }) => {
+      return kind === 'class' || kind === 'function' ? name : `type ${name}`
+    })
+    return `import { ${names.join(', ')} } from '${specifier}'`
+  })
+  // An example's own imports are a module's, not a function's.
+  const own = example.match(/^import .*$/gm) ?? []
+  const body = example.replace(/^import .*$/gm, '')
+  return [
+    ...(own.length > 0 ? own : imports),
+    ...(own.some((line) => line.includes("'sharp'")) ? [] : ["import sharp from 'sharp'"]),
+    ...(own.length > 0 ? [] : ['declare const dit: DiT', 'declare const trainer: Trainer']),
+    `export async function example() {\n${body}\n}`,
+  ].join('\n')
+}
+
+function compile(examples: ReadonlyMap<string, string>): string {
+  const tsc = path.join(root, 'node_modules/typescript/bin/tsc')
+  const args = [tsc, '-p', project(examples)]
+  const { status, stdout } = spawnSync(process.execPath, args, { encoding: 'utf8' })
+  return status === 0 ? '' : stdout
+}
+
+test('examples compile', () => {
+  const examples = new Map<string, string>()
+  for (const { name, doc, members } of everything) {
+    for (const [i, example] of doc.examples.entries())
+      examples.set(`${name}.${i}`, moduleOf(example))
+    for (const member of members) {
+      for (const [i, example] of member.doc.examples.entries()) {
+        examples.set(`${name}.${member.name}.${i}`, moduleOf(example))
+      }
+    }
+  }
+  assert.ok(examples.size >= 30, `${examples.size} examples`)
+  assert.is(compile(examples), '')
+})
+
+test('the compiler would notice', () => {
+  const wrong = moduleOf("const options: SampleOptions = { guidance: '4' }")
+  assert.match(compile(new Map([['wrong', wrong]])), /wrong\.mts\(.*error TS2322/)
+})
+
+test('comments are taken apart', () => {
+  const doc = parseDoc(`/**
+   * What it does, i.e. this. And more.
+   *
+   * @param a The first,
+   * which is long.
+   *
+   * Rejects.
+   *
+   * @example
+   * one()
+   *
+   * two()
+   */`)
+  assert.equal(doc, {
+    text: 'What it does, i.e. this. And more.\n\nRejects.',
+    params: [{ name: 'a', text: 'The first, which is long.' }],
+    examples: ['one()\n\ntwo()'],
+    internal: false,
+  })
+  assert.is(firstSentence(doc.text), 'What it does, i.e. this.')
+  assert.ok(parseDoc('/** Hidden. @internal */').internal)
+  assert.throws(() => parseDoc('/** @nonsense */'), /no rule for @nonsense/)
+})
+
+test.run()
