@@ -177,6 +177,27 @@ test('the compiler would notice', () => {
   assert.match(compile(new Map([['wrong', wrong]])), /wrong\.mts\(.*error TS2322/)
 })
 
+test('an entry point that the outline does not name has a page of its own', () => {
+  const [main] = entries
+  assert.ok(main !== undefined)
+  const [tensor] = main.exports.filter(({ name }) => name === 'Tensor')
+  const serve = { ...tensor, name: 'serve', signature: 'function serve(tensor: Tensor): void' }
+  const exports = [
+    { ...serve, kind: 'function' as const, members: [] },
+    ...(tensor ? [tensor] : []),
+  ]
+  const both = renderPages([main, { specifier: 'dit-native/other', exports } as typeof main])
+  assert.equal([...both.keys()].slice(-1), ['other.md'])
+  const page = both.get('other.md') ?? ''
+  assert.match(page, /^# dit-native\/other\n/m)
+  assert.match(page, /^## serve\n/m)
+  // What both export is explained once.
+  assert.match(page, /See \[Tensor\]\(sampling\.md#tensor\)/)
+  assert.not.match(page, /^## Tensor/m)
+  const homeless = { ...main, exports: [...main.exports, { ...tensor, name: 'Nowhere' }] }
+  assert.throws(() => renderPages([homeless as typeof main]), /On no page: Nowhere\. Add them/)
+})
+
 test('comments are taken apart', () => {
   const doc = parseDoc(`/**
    * What it does, i.e. this. And more.

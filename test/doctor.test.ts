@@ -1,13 +1,19 @@
 // `dit doctor`: this machine, and machines where something is missing.
 // timeout: 120s
 import { spawnSync } from 'node:child_process'
-import { cpSync, mkdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import { cpSync, mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 import { report } from '../lib/cli/doctor.js'
-import { type Diagnosis, diagnose } from '../lib/doctor/doctor.js'
+import {
+  type Diagnosis,
+  diagnose,
+  gpuProblems,
+  limitProblems,
+  nodeProblems,
+} from '../lib/doctor/doctor.js'
 import { limitFacts, nvidiaFacts } from '../lib/doctor/machine.js'
 import { nativeFile } from '../lib/native.js'
 import { dit } from './helpers/cli.js'
@@ -173,51 +179,96 @@ test('a binary that ends the process, and one of another version, are told', asy
   assert.ok(text.startsWith(`The binary is of version 0.0.9, the package of ${version}\n`), text)
 })
 
-test('without a binary that loads, the installed command says why and fails', () => {
+/** The package as it is installed, with a native part or without, and all other packages but some. */
+function installed(without: readonly string[], native?: string): string {
   const folder = temporaryFolder()
   for (const name of ['dist', 'package.json']) {
     cpSync(path.join(root, name), path.join(folder, name), { recursive: true })
   }
-  symlinkSync(path.join(root, 'node_modules'), path.join(folder, 'node_modules'))
-  const doctor = () => {
-    const args = [path.join(folder, 'dist/cli/main.js'), 'doctor']
-    return spawnSync(process.execPath, args, { encoding: 'utf8' })
+  const modules = path.join(folder, 'node_modules')
+  mkdirSync(modules)
+  for (const name of readdirSync(path.join(root, 'node_modules'))) {
+    if (without.includes(name)) continue
+    symlinkSync(path.join(root, 'node_modules', name), path.join(modules, name))
   }
-  const without = doctor()
-  assert.is(without.status, 1, without.stderr)
-  assert.match(
-    without.stdout,
-    /\nerror: dit-native has no binary for this machine\.\n {2}→ .*build:native/,
-  )
-  mkdirSync(path.join(folder, 'build/Release'), { recursive: true })
-  writeFileSync(path.join(folder, 'build/Release/dit_native.node'), '?')
-  const broken = doctor()
-  assert.is(broken.status, 1, broken.stderr)
-  assert.match(broken.stdout, /\nbinary .*dit_native\.node, built here, cannot be loaded\n/)
-  assert.match(broken.stdout, /\nerror: The binary .* is damaged/)
+  if (native !== undefined) {
+    const place = path.join(folder, path.relative(root, nativeFile()))
+    mkdirSync(path.dirname(place), { recursive: true })
+    symlinkSync(native, place)
+  }
+  return folder
+}
+
+function doctor(folder: string, ...flags: string[]) {
+  const args = [path.join(folder, 'dist/cli/main.js'), 'doctor', ...flags]
+  return spawnSync(process.execPath, args, { encoding: 'utf8' })
+}
+
+test('without a binary, the installed command says so and fails', () => {
+  const { status, stdout, stderr } = doctor(installed([]))
+  assert.is(status, 1, stderr)
+  assert.match(stdout, /\nbinary +none for this machine\n/)
+  assert.match(stdout, /\nerror: dit-native has no binary for this machine\.\n {2}→ .*build:native/)
 })
 
-// ---- a native part whose demo model is gone ----
-
-test('a self-test that fails makes the package unusable', async () => {
-  const folder = temporaryFolder()
-  for (const name of ['dist', 'package.json']) {
-    cpSync(path.join(root, name), path.join(folder, name), { recursive: true })
-  }
-  symlinkSync(path.join(root, 'node_modules'), path.join(folder, 'node_modules'))
-  const place = path.join(folder, path.relative(root, nativeFile()))
-  mkdirSync(path.dirname(place), { recursive: true })
-  symlinkSync(nativeFile(), place)
-  const args = [path.join(folder, 'dist/cli/main.js'), 'doctor', '--json']
-  const { status, stdout, stderr } = spawnSync(process.execPath, args, { encoding: 'utf8' })
+test('with a binary that is broken, the installed command says so and fails', () => {
+  const broken = path.join(folderWith({ 'dit_native.node': '?' }), 'dit_native.node')
+  const { status, stdout, stderr } = doctor(installed([], broken))
   assert.is(status, 1, stderr)
-  const { problems, selfTest, binary } = JSON.parse(stdout) as Diagnosis
+  assert.match(stdout, /\nbinary .*\.node, .*, cannot be loaded\n/)
+  assert.match(stdout, /\nerror: The binary .* is damaged/)
+})
+
+test('without sharp and without its demo model the package is of no use; without fastify it is', () => {
+  const folder = installed(['sharp', 'fastify'], nativeFile())
+  const { status, stdout, stderr } = doctor(folder, '--json')
+  assert.is(status, 1, stderr)
+  const { problems, selfTest, binary, sharp, server } = JSON.parse(stdout) as Diagnosis
   assert.ok(binary.loads && selfTest?.passed === false)
-  assert.match(
-    problems.map(({ problem }) => problem).join('\n'),
-    /The demo model made no picture: /,
+  assert.equal([sharp, server.fastify], [null, null])
+  assert.equal(
+    problems
+      .filter(({ severity }) => severity === 'error')
+      .map(({ problem }) => problem.slice(0, 30)),
+    ['The demo model made no picture', 'Pictures cannot be written or '],
   )
-  rmSync(folder, { recursive: true })
+  mkdirSync(path.join(folder, 'demo'))
+  symlinkSync(
+    path.join(root, 'demo/model.safetensors'),
+    path.join(folder, 'demo/model.safetensors'),
+  )
+  symlinkSync(path.join(root, 'node_modules/sharp'), path.join(folder, 'node_modules/sharp'))
+  const repaired = doctor(folder)
+  assert.is(repaired.status, 0, repaired.stdout + repaired.stderr)
+  assert.match(repaired.stdout, /\nserver +to use `dit serve`: npm install fastify\n/)
+})
+
+test('an older Node is told', () => {
+  const engines = { node: '>=20.9' }
+  assert.equal(nodeProblems({ node: '20.9.0' }, { engines }), [])
+  assert.equal(nodeProblems({ node: '22.1.0' }, { engines }), [])
+  assert.match(nodeProblems({ node: '20.8.1' }, { engines })[0]?.problem ?? '', /20\.8\.1 is older/)
+  assert.match(nodeProblems({ node: '18.20.0' }, { engines })[0]?.advice ?? '', /newer/)
+})
+
+// ---- GPUs ----
+
+test('a GPU that is not used is a problem only where there is one', () => {
+  const missing = {
+    device: 'cuda',
+    available: false,
+    reason: 'no NVIDIA driver was found',
+  } as const
+  const advice = (cards: number, driver: string | null, cudaLibrary: string | null = 'x.so') =>
+    gpuProblems([missing], { cards, driver }, { cudaLibrary }).map((problem) => problem.advice)
+  assert.equal(advice(0, null), [])
+  assert.match(advice(1, null).join(), /Install NVIDIA's driver/)
+  assert.match(advice(1, '580.1').join(), /docker run --gpus all/)
+  assert.match(advice(0, '580.1').join(), /docker run --gpus all/)
+  assert.match(advice(1, '580.1', null).join(), /where the CUDA toolkit/)
+  const old = { device: 'cuda:1', available: false, reason: 'compute capability 7.0' } as const
+  const [problem] = gpuProblems([old], { cards: 2, driver: '580.1' }, { cudaLibrary: 'x.so' })
+  assert.is(problem?.problem, 'cuda:1 cannot be used: compute capability 7.0')
 })
 
 // ---- containers ----
@@ -245,6 +296,15 @@ test('the limits of a container are those of its control group and all around it
   assert.equal([limitFacts(first).cpuLimit, limitFacts(first).memoryLimit], [0.5, null])
   const none = limitFacts(folderWith({}))
   assert.equal([none.cpuLimit, none.memoryLimit], [null, null])
+
+  const small = { ...limits, processors: 8, memory: 64e9, memoryLimit: 1e9 }
+  assert.equal(
+    limitProblems(small).map(
+      ({ severity, advice }) => `${severity}: ${advice.split(/[.(]/)[0]?.trim()}`,
+    ),
+    ['warning: Load models with threads: 1', 'warning: Smaller models fit'],
+  )
+  assert.equal(limitProblems({ ...none, cpuLimit: none.processors, memory: 64e9 }), [])
 })
 
 test('NVIDIA cards and drivers are seen without asking the driver', () => {

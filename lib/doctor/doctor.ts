@@ -69,6 +69,7 @@ export interface Subject {
   signal?: AbortSignal
 }
 
+/** What is used of package.json. */
 interface Manifest {
   version: string
   engines: { node: string }
@@ -122,7 +123,11 @@ export async function diagnose({ binary, signal }: Subject = {}): Promise<Diagno
   }
 }
 
-function nodeProblems({ node }: SystemFacts, { engines }: Manifest): Problem[] {
+/** @internal */
+export function nodeProblems(
+  { node }: Pick<SystemFacts, 'node'>,
+  { engines }: Pick<Manifest, 'engines'>,
+): Problem[] {
   const needed = engines.node.replace(/^>=/, '')
   const [major = 0, minor = 0] = node.split('.').map(Number)
   const [leastMajor = 0, leastMinor = 0] = needed.split('.').map(Number)
@@ -139,7 +144,13 @@ function nodeProblems({ node }: SystemFacts, { engines }: Manifest): Problem[] {
 /** The demo model needs less, DiT-XL/2 in bf16 with its VAE about this much. */
 const usualMemory = 2.5e9
 
-function limitProblems({ processors, cpuLimit, memory, memoryLimit }: LimitFacts): Problem[] {
+/** @internal */
+export function limitProblems({
+  processors,
+  cpuLimit,
+  memory,
+  memoryLimit,
+}: LimitFacts): Problem[] {
   const problems: Problem[] = []
   if (cpuLimit !== null && cpuLimit < processors) {
     const threads = Math.max(1, Math.floor(cpuLimit))
@@ -195,10 +206,11 @@ async function findBinary(
   return examineBinary(file, { version, root: packageRoot }, system)
 }
 
-function gpuProblems(
+/** @internal */
+export function gpuProblems(
   devices: readonly DeviceInfo[],
   { cards, driver }: NvidiaFacts,
-  { cudaLibrary }: BinaryFacts,
+  { cudaLibrary }: Pick<BinaryFacts, 'cudaLibrary'>,
 ): Problem[] {
   const problems: Problem[] = []
   const warn = (problem: string, advice: string) => {
