@@ -96,6 +96,8 @@ const systemProblems: Record<string, string> = {
   EPERM: 'operation not permitted',
   EMFILE: 'too many open files',
   ENOSPC: 'no space left on the disk',
+  EDQUOT: 'the disk quota is used up',
+  EFBIG: 'the file would be larger than is allowed',
   EROFS: 'the file system is read-only',
   ELOOP: 'too many symbolic links',
   ENAMETOOLONG: 'the path is too long',

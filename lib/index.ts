@@ -39,6 +39,8 @@ export type {
   SaveOptions,
   Seed,
 } from './options.js'
+export type { SampleSetOptions, SampleSetProgress } from './samples/facts.js'
+export { type SampleSetResult, sampleSet } from './samples/set.js'
 export type { Latents } from './sampling.js'
 export type { Tensor } from './tensor.js'
 export type {

@@ -154,7 +154,8 @@ function resolveSpacing({ steps, spacing }: SampleOptions, sampler: string): str
   return String(spacing)
 }
 
-function countSteps(schedule: ScheduleConfig, spacing: string): number {
+/** Evaluations of the model for one image. @internal */
+export function countSteps(schedule: ScheduleConfig, spacing: string): number {
   return /^\d+$/.test(spacing) ? Number(spacing) : tables(schedule, spacing).timestepMap.length
 }
 

@@ -94,22 +94,19 @@ function ensureClangFormat() {
   if (apt !== undefined) install(apt, ['clang-format'])
 }
 
-/** Programs that tests start, and the packages that bring them. Without one, its tests fail and say so. */
-const testTools = {
-  chromium: 'chromium',
-  debootstrap: 'debootstrap',
-  'redis-server': 'redis-server',
-}
+/** What tests start, and the package that brings it. Without one, its tests fail and say so. */
+const testTools = [
+  ['chromium', 'chromium', '--version'],
+  ['debootstrap', 'debootstrap', '--version'],
+  ['redis-server', 'redis-server', '--version'],
+  ['python3-numpy', 'python3', '-c', 'import numpy'],
+]
 
 function ensureTestTools() {
-  const missing = Object.keys(testTools).filter((tool) => !works(tool, ['--version']))
+  const missing = testTools.filter(([, command, ...args]) => !works(command, args))
   const apt = aptGet()
-  if (missing.length > 0 && apt !== undefined) {
-    install(
-      apt,
-      missing.map((tool) => testTools[tool]),
-    )
-  }
+  const packages = missing.map(([name]) => name)
+  if (missing.length > 0 && apt !== undefined) install(apt, packages)
 }
 
 // ---- npm packages ----

@@ -18,12 +18,14 @@ import {
 } from './command.js'
 import { planOutput, writeImages } from './outputs.js'
 import type { Progress } from './progress.js'
+import { makeSampleSet, type SetFlags } from './sample_set.js'
 import { columns, duration } from './units.js'
 import * as values from './values.js'
 
-type SampleFlags = CommonFlags &
+export type SampleFlags = CommonFlags &
   SourceFlags &
   DeviceFlags &
+  SetFlags &
   Pick<
     SampleOptions,
     | 'sampler'
@@ -35,19 +37,26 @@ type SampleFlags = CommonFlags &
     | 'guidanceChannels'
     | 'guidanceInterval'
     | 'seed'
-  > & { model: string; labels: (number | string)[]; out: string; columns?: number }
+  > & { model: string; labels?: (number | string)[]; out: string; columns?: number }
 
 export function sampleCommand(context: Context) {
   const command = newCommand('sample', 'make images with a model')
     .requiredOption('--model <source>', 'a folder, a file, a Hugging Face id, or demo')
-    .requiredOption(
-      '--labels <list>',
-      'class numbers or names, with commas: 207,tabby cat',
-      values.labels,
-    )
+    .option('--labels <list>', 'class numbers or names, with commas: 207,tabby cat', values.labels)
     .requiredOption(
       '--out <path>',
       'a file (a grid, when there are several images), a name with %d, or a folder/',
+    )
+    .option(
+      '--count <n>',
+      'so many images in one file for evaluators, --out x.npz; labels in turn, default: all classes',
+      values.integer(1),
+    )
+    .option('--random-labels', 'with --count: labels drawn at random, by --seed')
+    .option(
+      '--shard <i/n>',
+      'with --count: make the i-th of n shares; the last to finish joins them',
+      values.shard,
     )
     .option('--columns <n>', 'images in a row of the grid', values.integer(1))
     .addOption(new Option('--sampler <name>', 'default: dpm++').choices(['dpm++', 'ddim', 'ddpm']))
@@ -62,13 +71,31 @@ export function sampleCommand(context: Context) {
       values.guidanceChannels,
     )
     .option('--guidance-interval <from,to>', 'the part of the process, in t/T', values.interval)
-    .option('--seed <n>', 'image i has seed n + i; default: random', values.seed)
+    .option('--seed <n>', 'image i has seed n + i; default: random; 0 with --count', values.seed)
   addSourceOptions(command)
   addDeviceOptions(command)
   return command.action((flags: SampleFlags) => sample(flags, context))
 }
 
 async function sample(flags: SampleFlags, context: Context): Promise<void> {
+  const { labels, count, shard, randomLabels } = flags
+  if (count !== undefined) return makeSampleSet(flags, count, context)
+  if (labels === undefined || shard || randomLabels) throw wrongFlags(flags)
+  return samplePictures({ ...flags, labels }, context)
+}
+
+function wrongFlags({ shard, randomLabels }: SampleFlags): DiTError {
+  const given = [...(shard ? ['--shard'] : []), ...(randomLabels ? ['--random-labels'] : [])]
+  const message =
+    given.length > 0
+      ? `${given.join(' and ')} go with --count`
+      : 'Give --labels, or --count for a file of many images (see dit sample --help)'
+  return new DiTError('ERR_DIT_OPTION', message)
+}
+
+type PictureFlags = SampleFlags & { labels: (number | string)[] }
+
+async function samplePictures(flags: PictureFlags, context: Context): Promise<void> {
   const begin = performance.now()
   const output = await planOutput(flags.out, flags.columns)
   const result = await withModel(flags.model, flags, context, async (dit, progress, load) => {
@@ -103,7 +130,7 @@ async function sample(flags: SampleFlags, context: Context): Promise<void> {
 
 async function makeImages(
   dit: DiT,
-  flags: SampleFlags,
+  flags: PictureFlags,
   { signal }: Context,
   progress: Progress,
 ): Promise<ImagesEvent> {

@@ -100,3 +100,10 @@ export function pair(text: string): [number, number] {
 export function names(text: string): string[] {
   return text.split(',').map((name) => name.trim())
 }
+
+/** `1/3`: the first of three. */
+export function shard(text: string): [i: number, n: number] {
+  const [, i, n] = /^([1-9]\d{0,5})\/([1-9]\d{0,5})$/.exec(text) ?? []
+  if (i !== undefined && Number(i) <= Number(n)) return [Number(i), Number(n)]
+  throw new InvalidArgumentError('Expected I/N, I from 1 to N: 1/3.')
+}

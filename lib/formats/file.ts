@@ -53,12 +53,15 @@ export const partEnd = '.part'
  * Writes a file that appears whole or not at all, also when the process or the machine stops in the
  * middle. Rejects with ERR_DIT_FILE when it cannot be written.
  */
-export async function writeWhole(file: string, parts: readonly Uint8Array[]): Promise<void> {
+export async function writeWhole(
+  file: string,
+  parts: Iterable<Uint8Array> | AsyncIterable<Uint8Array>,
+): Promise<void> {
   const part = `${file}.${process.pid}-${randomBytes(4).toString('hex')}${partEnd}`
   try {
     try {
       await using handle = await open(part, 'wx')
-      for (const bytes of parts) await handle.writeFile(bytes)
+      for await (const bytes of parts) await handle.writeFile(bytes)
       await handle.sync()
     } catch (error) {
       await rm(part, { force: true })

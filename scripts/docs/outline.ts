@@ -64,6 +64,12 @@ export const outline: Record<string, readonly Page[]> = {
       ],
     },
     {
+      file: 'sample-sets.md',
+      title: 'Many samples in one file',
+      intro: 'Images to measure a model by, made by any number of processes; `dit sample --count`.',
+      names: ['sampleSet', 'SampleSetOptions', 'SampleSetProgress', 'SampleSetResult'],
+    },
+    {
       file: 'training.md',
       title: 'Training',
       intro:

@@ -1,0 +1,94 @@
+// The images of a set of samples, part by part.
+
+import type { DiT } from '../dit.js'
+import { DiTError } from '../errors.js'
+import { elementCount } from '../formats/tensor.js'
+import { labelOf, type SampleSetFacts, seedOf } from './facts.js'
+import type { PartRange, Parts } from './parts.js'
+
+/** Under way at once: those in a model's lanes, and some that wait, so that no lane is idle. */
+const imagesAtOnce = 64
+
+interface MakeOptions {
+  /** What they are made on. */
+  machine: string
+  /** An image is finished. */
+  onImage: () => void
+  signal: AbortSignal | undefined
+}
+
+/** Makes the parts that are missing. When it ends, also by an error, nothing is under way any more. */
+export async function makeParts(
+  dit: DiT,
+  parts: Parts,
+  missing: readonly PartRange[],
+  { machine, onImage, signal }: MakeOptions,
+): Promise<void> {
+  const failure = new AbortController()
+  const either = signal ? AbortSignal.any([signal, failure.signal]) : failure.signal
+  const turns = turnsOf(missing, parts.facts)
+  const work = async () => {
+    // One iterator for all of them: each takes the next image that nobody has taken.
+    for (const { k, part } of turns) {
+      part.add(k, await makeImage(dit, parts.facts, k, either))
+      onImage()
+      if (part.isFull) await parts.write(part.range, machine, part.images)
+    }
+  }
+  const ends = await Promise.allSettled(
+    Array.from({ length: imagesAtOnce }, () =>
+      work().catch((error) => {
+        failure.abort(error)
+        throw error
+      }),
+    ),
+  )
+  if (ends.some(({ status }) => status === 'rejected')) throw failure.signal.reason
+}
+
+function* turnsOf(ranges: readonly PartRange[], { shape }: SampleSetFacts) {
+  for (const range of ranges) {
+    const part = new OpenPart(range, elementCount(shape))
+    for (let k = range.begin; k < range.end; k++) yield { k, part }
+  }
+}
+
+/** A part in memory, while its images are being made. */
+class OpenPart {
+  readonly images: Uint8Array
+  readonly range: PartRange
+  readonly #imageBytes: number
+  #missing: number
+
+  constructor(range: PartRange, imageBytes: number) {
+    this.range = range
+    this.#imageBytes = imageBytes
+    this.#missing = range.end - range.begin
+    this.images = new Uint8Array(this.#missing * imageBytes)
+  }
+
+  add(k: number, image: Uint8Array): void {
+    this.images.set(image, (k - this.range.begin) * this.#imageBytes)
+    this.#missing--
+  }
+
+  get isFull(): boolean {
+    return this.#missing === 0
+  }
+}
+
+async function makeImage(
+  dit: DiT,
+  facts: SampleSetFacts,
+  k: number,
+  signal: AbortSignal,
+): Promise<Uint8Array> {
+  const { sampler, spacing, eta, clip, guidance, guidanceChannels, guidanceInterval } = facts
+  const [image] = await dit.sample(labelOf(facts, k), {
+    ...{ sampler, spacing, eta, clip, guidance, guidanceChannels, guidanceInterval },
+    seed: seedOf(facts, k),
+    signal,
+  })
+  if (image?.data.length === elementCount(facts.shape)) return image.data
+  throw new DiTError('ERR_DIT_INTERNAL', `Expected an image of [${facts.shape.join(', ')}]`)
+}
