@@ -52,6 +52,7 @@ export interface SampleRequest {
   guidanceInterval: [from: number, to: number] // of t / T
   latentOnly: boolean
   previewEvery: number // 0: never
+  previewKind: 'linear' | 'decode' // without a VAE both are the pixels
 }
 
 export interface DenoiseRequest {

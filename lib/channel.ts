@@ -1,16 +1,19 @@
 /**
  * A queue between one that tells and one that listens: what is pushed before it is asked for waits.
+ * Values of one key are news of one thing: a new one takes the place of one that still waits, so a slow
+ * listener finds the latest, and the queue is never longer than there are keys.
  *
  * @internal
  */
 export class Channel<T> implements AsyncIterable<T> {
-  readonly #values: T[] = []
+  readonly #waiting = new Map<unknown, T>()
   #ended = false
   #error: { reason: unknown } | undefined
   #wake: (() => void) | undefined
 
-  push(value: T): void {
-    this.#values.push(value)
+  /** Without a key nothing takes the value's place. */
+  push(value: T, key: unknown = Symbol()): void {
+    this.#waiting.set(key, value)
     this.#wake?.()
   }
 
@@ -28,9 +31,11 @@ export class Channel<T> implements AsyncIterable<T> {
 
   async *[Symbol.asyncIterator](): AsyncGenerator<T, void, undefined> {
     for (;;) {
-      const value = this.#values.shift()
-      if (value !== undefined) yield value
-      else if (this.#error) throw this.#error.reason
+      const [next] = this.#waiting
+      if (next) {
+        this.#waiting.delete(next[0])
+        yield next[1]
+      } else if (this.#error) throw this.#error.reason
       else if (this.#ended) return
       else {
         await new Promise<void>((resolve) => {

@@ -1,9 +1,8 @@
 import type { ModelSpec } from '../bindings.js'
-import { Channel } from './channel.js'
 import type { TrainingData } from './data/types.js'
 import { type DeviceInfo, listDevices } from './devices.js'
 import { DiTError, invalidOption } from './errors.js'
-import type { ImagesEvent, LatentsEvent, PreviewEvent, ProgressEvent, Timings } from './events.js'
+import type { ImagesEvent, LatentsEvent, Timings } from './events.js'
 import type { DiTConfig, DiTConfigInput, ScheduleConfig, VaeConfig } from './formats/types.js'
 import { type Pixels, type RawImage, splitImages } from './image.js'
 import type { Engine } from './jobs.js'
@@ -29,6 +28,7 @@ import {
   seedsFrom,
 } from './sampling.js'
 import { type Saved, saveModel } from './save.js'
+import { type StreamEvent, streamEvents } from './streaming.js'
 import { checkTensor, slice, type Tensor } from './tensor.js'
 import type { TrainEvent } from './train/events.js'
 import {
@@ -55,9 +55,6 @@ export interface MemoryInfo {
   /** The sum of them. */
   total: number
 }
-
-/** What `dit.stream` yields. The last one has the type 'images', or 'latents'. */
-export type StreamEvent = ProgressEvent | PreviewEvent | ImagesEvent | LatentsEvent
 
 /**
  * Arguments of `dit.denoise`.
@@ -249,6 +246,9 @@ export class DiT {
    *
    * @param labels As for `sample`.
    *
+   * A slow loop never holds up the model, nor does what it has not seen pile up: it finds the latest
+   * progress and the latest preview of each image, and always the images.
+   *
    * @example
    * for await (const event of dit.stream([207], { preview: 5 })) {
    *   if (event.type === 'progress') console.log(`${event.step} of ${event.steps}`)
@@ -261,25 +261,7 @@ export class DiT {
     sampleOptions: options.SampleOptions<options.Output> = {},
   ): AsyncGenerator<StreamEvent, void, undefined> {
     const given = options.check(options.sampleSchema, sampleOptions)
-    const left = new AbortController()
-    const events = new Channel<StreamEvent>()
-    const onProgress = (event: ProgressEvent | PreviewEvent) => {
-      given.onProgress?.(event)
-      events.push(event)
-    }
-    const signal = given.signal ? AbortSignal.any([given.signal, left.signal]) : left.signal
-    this.#sample(labels, { ...given, signal, onProgress }).then(
-      (last) => {
-        events.push(last)
-        events.end()
-      },
-      (error) => events.fail(error),
-    )
-    try {
-      yield* events
-    } finally {
-      left.abort()
-    }
+    yield* streamEvents((options) => this.#sample(labels, options), given)
   }
 
   async #sample(

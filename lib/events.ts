@@ -10,12 +10,15 @@ export interface ProgressEvent {
   steps: number
 }
 
-/** What an image looks like so far: the model's prediction of the end, decoded. */
+/**
+ * What an image looks like so far: the model's prediction of the end, as the option `preview` has it
+ * shown.
+ */
 export interface PreviewEvent {
   type: 'preview'
   /** Which image of the call. */
   index: number
-  /** The preview. */
+  /** Of the size of the latent for previews of the kind 'linear', of the image for 'decode'. */
   image: RawImage
   /** Solver steps of this image that are done. */
   step: number

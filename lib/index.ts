@@ -6,7 +6,7 @@ export {
 } from './data/features.js'
 export type { SkippedItem, TrainingData, TrainingItem } from './data/types.js'
 export type { DeviceInfo } from './devices.js'
-export { type DenoiseOptions, DiT, type MemoryInfo, type StreamEvent } from './dit.js'
+export { type DenoiseOptions, DiT, type MemoryInfo } from './dit.js'
 export { DiTError, type DiTErrorCode } from './errors.js'
 export type {
   ImagesEvent,
@@ -35,6 +35,7 @@ export type {
   ModelProgress,
   Output,
   Precision,
+  PreviewOptions,
   SampleOptions,
   SaveOptions,
   Seed,
@@ -42,6 +43,7 @@ export type {
 export type { SampleSetOptions, SampleSetProgress } from './samples/facts.js'
 export { type SampleSetResult, sampleSet } from './samples/set.js'
 export type { Latents } from './sampling.js'
+export type { StreamEvent } from './streaming.js'
 export type { Tensor } from './tensor.js'
 export type {
   CheckpointEvent,

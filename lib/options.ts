@@ -145,10 +145,35 @@ export interface SampleOptions<Wanted extends Output = 'image'> {
   output?: Wanted
   /** Stops the work within one step; the call rejects with `signal.reason`. */
   signal?: AbortSignal
-  /** Called after every step, and with every preview. What it throws ends the call. */
+  /**
+   * Called after every step, and with every preview. What it throws ends the call, which rejects with
+   * it. It holds up this process's event loop, never the model; a promise that it returns is nobody's.
+   */
   onProgress?: (event: ProgressEvent | PreviewEvent) => void
-  /** Decodes what the image looks like so far every so many steps. Default: never. */
-  preview?: number
+  /** Shows what each image looks like so far, every so many of its steps. Default: never. */
+  preview?: number | PreviewOptions
+}
+
+/**
+ * When and how to show what an image looks like so far.
+ *
+ * @example
+ * const preview = { every: 5, kind: 'decode' } as const
+ * for await (const event of dit.stream([207], { preview })) {
+ *   if (event.type === 'preview') await event.image.toFile(`step${event.step}.png`)
+ * }
+ */
+export interface PreviewOptions {
+  /** Steps between two previews of an image. */
+  every: number
+  /**
+   * `'linear'`, the default: each pixel of the latent, through a linear approximation of the VAE, is
+   * one pixel, so the preview of a 256×256 image has 32×32. It costs next to nothing; the first one
+   * fits the approximation, which takes about as long as decoding two images. `'decode'`: the VAE itself, at full
+   * size; the time it takes is that of all images in the making. For models without a VAE both are
+   * the pixels.
+   */
+  kind?: 'linear' | 'decode'
 }
 
 /**
@@ -192,6 +217,8 @@ export interface SaveOptions {
   vae?: boolean
 }
 
+const maxInteger = Number.MAX_SAFE_INTEGER
+
 // ---- schemas: the message of each is what was expected ----
 
 type Test<T> = (value: unknown) => value is T
@@ -207,8 +234,8 @@ export function oneOf<const T extends string>(...values: T[]) {
 }
 
 /** @internal */
-export function integer(min: number, max = Number.MAX_SAFE_INTEGER) {
-  const range = max === Number.MAX_SAFE_INTEGER ? `of at least ${min}` : `from ${min} to ${max}`
+export function integer(min: number, max = maxInteger) {
+  const range = max === maxInteger ? `of at least ${min}` : `from ${min} to ${max}`
   return is<number>(`an integer ${range}`, (value) => isInteger(value, min, max))
 }
 
@@ -304,6 +331,13 @@ function isClassNames(value: unknown): boolean {
   return Object.entries(value).every(([id, name]) => /^\d+$/.test(id) && typeof name === 'string')
 }
 
+function isPreview(value: unknown): boolean {
+  if (typeof value !== 'object' || value === null) return isInteger(value, 1, maxInteger)
+  const { every, kind = 'linear', ...rest } = value as PreviewOptions
+  const known = kind === 'linear' || kind === 'decode'
+  return isInteger(every, 1, maxInteger) && known && Object.keys(rest).length === 0
+}
+
 const isGuidanceChannels = (value: unknown) => value === 'all' || isInteger(value, 1, 1 << 16)
 // In fp32, which the model calculates in.
 const isFiniteNumber = (value: unknown) =>
@@ -341,7 +375,9 @@ export const sampleSchema = v.strictObject({
   output: v.optional(oneOf('image', 'latent')),
   signal: v.optional(signal),
   onProgress: v.optional(callback<(event: ProgressEvent | PreviewEvent) => void>()),
-  preview: v.optional(integer(1)),
+  preview: v.optional(
+    is<number | PreviewOptions>('an integer of at least 1 or { every, kind }', isPreview),
+  ),
 })
 
 /** @internal */

@@ -9,7 +9,7 @@ import { type RawImage, splitImages } from './image.js'
 import { nativeError, type RunningEvent } from './jobs.js'
 import { type ClassNames, type ResolvedLabels, resolveLabels } from './labels.js'
 import { native } from './native.js'
-import type { SampleOptions as Options, Output, Seed } from './options.js'
+import type { SampleOptions as Options, Output, PreviewOptions, Seed } from './options.js'
 import { checkTensor, slice, type Tensor } from './tensor.js'
 
 type SampleOptions = Options<Output>
@@ -72,11 +72,11 @@ export function downscale(vae: VaeConfig): number {
 /** @internal */
 export function planSample(model: ModelFacts, labels: unknown, options: SampleOptions): SamplePlan {
   const { config } = model
-  const { sampler = 'dpm++', eta = 0, clip = false, output = 'image', preview = 0 } = options
+  const { sampler = 'dpm++', eta = 0, clip = false, output = 'image', preview } = options
   const { guidanceInterval = [0, 1], noise, stepNoise } = options
   const [height, width] = config.latentSize
   if (eta > 0 && sampler !== 'ddim') throw invalidOption('eta', `0 for sampler '${sampler}'`, eta)
-  if (output === 'image' || preview > 0) checkPicture(model)
+  if (output === 'image' || preview !== undefined) checkPicture(model)
 
   const resolved = resolveLabels(labels, config, model.classNames)
   const n = resolved.classes.length
@@ -97,7 +97,7 @@ export function planSample(model: ModelFacts, labels: unknown, options: SampleOp
     guidanceChannels: resolveGuidanceChannels(options.guidanceChannels, config),
     guidanceInterval: [guidanceInterval[0], guidanceInterval[1]] as [number, number],
     latentOnly: output === 'latent',
-    previewEvery: options.onProgress ? preview : 0, // decoded only for those who look
+    ...previewFields(options.onProgress ? preview : undefined), // made only for those who look
   }
   return {
     made: seeds.map((seed, i) => {
@@ -116,6 +116,11 @@ export function planSample(model: ModelFacts, labels: unknown, options: SampleOp
       },
     })),
   }
+}
+
+function previewFields(preview: number | PreviewOptions = 0) {
+  const { every, kind = 'linear' } = typeof preview === 'number' ? { every: preview } : preview
+  return { previewEvery: every, previewKind: kind }
 }
 
 /** @internal */

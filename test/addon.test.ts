@@ -80,6 +80,7 @@ test('wrong arguments throw and do not crash', async () => {
       guidanceInterval: [0, 1],
       latentOnly: true,
       previewEvery: 0,
+      previewKind: 'linear',
     }),
   )
   assert.is(early.kind, 'failed') // no model is loaded

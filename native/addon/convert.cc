@@ -113,6 +113,7 @@ SampleRequest toSampleRequest(const Napi::Value& value) {
   request.guidanceTo = interval.Get(1u).ToNumber().FloatValue();
   request.latentOnly = fields.flag("latentOnly");
   request.previewEvery = fields.integer("previewEvery");
+  request.previewKind = named(kPreviews, fields.text("previewKind"), "kind of preview");
   return request;
 }
 

@@ -39,6 +39,8 @@ inline constexpr std::array kPrecisions{std::pair{"fp32", Precision::F32},
 inline constexpr std::array kSamplers{std::pair{"ddpm", SamplerKind::Ddpm},
                                       std::pair{"ddim", SamplerKind::Ddim},
                                       std::pair{"dpm++", SamplerKind::DpmSolver}};
+inline constexpr std::array kPreviews{std::pair{"linear", PreviewKind::Linear},
+                                      std::pair{"decode", PreviewKind::Decode}};
 inline constexpr std::array kSchedules{std::pair{"linear", BetaSchedule::Linear},
                                        std::pair{"cosine", BetaSchedule::Cosine}};
 inline constexpr std::array kDTypes{std::pair{"F64", DType::F64}, std::pair{"F32", DType::F32},

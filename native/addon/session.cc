@@ -71,15 +71,15 @@ void Session::abandon() {
 
 // On the model's thread.
 void Session::post(JobEvent&& event) {
-  auto sent = std::make_unique<JobEvent>(std::move(event));
-  // It fails when the environment is ending: nobody is left to be told.
-  if (channel_.NonBlockingCall(sent.get()) == napi_ok) sent.release();
+  // The call fails when the environment is ending: nobody is left to be told.
+  if (outbox_.put(std::move(event))) channel_.NonBlockingCall();
 }
 
-void Session::callJs(Napi::Env env, Napi::Function listener, Context* session, JobEvent* event) {
-  const std::unique_ptr<JobEvent> owned(event);
-  // Without an environment: it ends, and what is left in the queue is only to be freed.
-  if (static_cast<napi_env>(env) != nullptr) (*session)->deliver(listener, *event);
+void Session::callJs(Napi::Env env, Napi::Function listener, Context* session, void*) {
+  // Without an environment: it ends, and what is left in the outbox is freed with the session.
+  if (static_cast<napi_env>(env) == nullptr) return;
+  const std::optional<JobEvent> event = (*session)->outbox_.take();
+  if (event) (*session)->deliver(listener, *event);
 }
 
 void Session::deliver(const Napi::Function& listener, const JobEvent& event) {

@@ -6,6 +6,7 @@
 #include <memory>
 #include <set>
 
+#include "model/outbox.h"
 #include "model/runner.h"
 
 namespace dit::addon {
@@ -14,7 +15,7 @@ namespace dit::addon {
 // the JS thread.
 //
 //   JS thread      submit -> Runner            deliver -> listener(event)
-//   model thread             works, tells ---> thread-safe function (a queue that never blocks)
+//   model thread             works, tells ---> outbox, and a call to take from it
 //
 // A session ends in one of two ways, both of which join the model's thread first, so that no event
 // can arrive later: its close job is done, or the environment (process or worker) ends while it is
@@ -50,8 +51,9 @@ class Session : public std::enable_shared_from_this<Session> {
 
  private:
   using Context = std::shared_ptr<Session>;
-  static void callJs(Napi::Env env, Napi::Function listener, Context* session, JobEvent* event);
-  using Channel = Napi::TypedThreadSafeFunction<Context, JobEvent, callJs>;
+  static void callJs(Napi::Env env, Napi::Function listener, Context* session, void* nothing);
+  // Its queue, which never blocks, holds one call for each event in the outbox.
+  using Channel = Napi::TypedThreadSafeFunction<Context, void, callJs>;
 
   explicit Session(Napi::Env env);
   void post(JobEvent&& event);
@@ -62,6 +64,7 @@ class Session : public std::enable_shared_from_this<Session> {
 
   Napi::Env env_;
   Channel channel_;
+  Outbox outbox_;
   std::unique_ptr<Runner> runner_;
   int64_t underWay_ = 0;  // jobs whose last event has not been delivered
   uint64_t closeJob_ = 0;

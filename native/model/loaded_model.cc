@@ -48,6 +48,14 @@ ModelInfo LoadedModel::info() {
   return info;
 }
 
+Picture LoadedModel::previewOf(const std::vector<float>& latent, PreviewKind kind,
+                               const Checkpoint& checkpoint) {
+  if (!vae || kind == PreviewKind::Decode) return sampler->picture(latent, checkpoint);
+  if (!preview) preview.emplace(vae->config());
+  if (!preview->fitted()) preview->fit(*vae, checkpoint);
+  return preview->picture(latent, spec.dit.height, spec.dit.width);
+}
+
 std::shared_ptr<WeightSource> LoadedModel::samplingWeights() {
   if (trainer) return trainer->values(Trainer::Part::Ema);
   if (trained) return trained;

@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "model/host_weights.h"
+#include "model/preview.h"
 #include "model/runner.h"
 #include "model/sampler.h"
 
@@ -20,6 +21,7 @@ struct LoadedModel {
   std::optional<Dit> dit;
   std::optional<Vae> vae;
   std::optional<Sampler> sampler;
+  std::optional<LinearPreview> preview;  // of the VAE, once it was asked for
   std::unique_ptr<Trainer> trainer;
   std::shared_ptr<HostWeights> trained;  // what the last trainer left
   bool stale = false;                    // `dit` has other values than samplingWeights()
@@ -28,6 +30,10 @@ struct LoadedModel {
   // Throw Option without one.
   Vae& needVae(const char* what);
   Trainer& needTrainer(const char* what);
+
+  // What a latent of the model looks like so far. The first linear preview through a VAE fits it.
+  Picture previewOf(const std::vector<float>& latent, PreviewKind kind,
+                    const Checkpoint& checkpoint);
 
   // What sampling is to use: the EMA of a model in training, or of the last one, else what was
   // loaded.

@@ -37,6 +37,10 @@ struct ModelInfo {
   size_t trainerBytes = 0;  // 0: not in training
 };
 
+// How a preview is made: the VAE's linear approximation (preview.h), or the VAE itself. Without a
+// VAE both are the pixels.
+enum class PreviewKind : uint8_t { Linear, Decode };
+
 // The images of one call. Image i has label, seed (and vector, noise ...) number i.
 struct SampleRequest {
   PlanOptions plan;
@@ -50,6 +54,7 @@ struct SampleRequest {
   float guidanceFrom = 0, guidanceTo = 1;
   bool latentOnly = false;
   int64_t previewEvery = 0;  // steps between previews of an image; 0: none
+  PreviewKind previewKind = PreviewKind::Linear;
 };
 
 struct DenoiseRequest {

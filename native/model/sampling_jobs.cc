@@ -170,8 +170,8 @@ void SamplingJobs::report(Active& active) {
 void SamplingJobs::preview(const Active& active, int64_t i) {
   Sampler& sampler = *model_.sampler;
   const Image& image = active.images[i];
-  Picture picture =
-      sampler.picture(sampler.prediction(image.lane), [&] { queue_.checkpoint(*active.job); });
+  Picture picture = model_.previewOf(sampler.prediction(image.lane), active.request().previewKind,
+                                     [&] { queue_.checkpoint(*active.job); });
   JobEvent event;
   event.image = i;
   event.done = image.steps;

@@ -45,6 +45,7 @@ export const outline: Record<string, readonly Page[]> = {
       names: [
         'Label',
         'SampleOptions',
+        'PreviewOptions',
         'Seed',
         'Output',
         'StreamEvent',

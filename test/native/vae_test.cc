@@ -15,6 +15,7 @@
 #include "harness.h"
 #include "prng.h"
 #include "vae_oracle.h"
+#include "vae_weights.h"
 
 namespace dit::test {
 namespace {
@@ -22,39 +23,7 @@ namespace {
 using Floats = std::vector<float>;
 
 constexpr const char* kIo = "vae_tiny/io.safetensors";
-constexpr const char* kWeights = "vae_tiny/modern/diffusion_pytorch_model.safetensors";
-
-// test/fixtures/vae_tiny/config.json, with latents in the VAE's own scale.
-VaeConfig tinyConfig() {
-  return {.blockOutChannels = {16, 32}, .layersPerBlock = 1, .groups = 8, .scalingFactor = 1.0f};
-}
-
-// Random weights for any config: normal, of a size that keeps activations near 1.
-class RandomWeights : public WeightSource {
- public:
-  RandomWeights(Test& test, const VaeConfig& config) {
-    for (const ParamSpec& param : vaeParams(config)) {
-      const bool matrix = param.shape.rank() > 1;
-      const bool gamma = !matrix && param.name.find("norm") != std::string::npos &&
-                         param.name.ends_with(".weight");
-      const double fanIn = static_cast<double>(param.shape.count() / param.shape[0]);
-      const Values values =
-          test.random(DType::F32, param.shape, matrix ? 1 / std::sqrt(fanIn) : 0.1, gamma ? 1 : 0);
-      values_[param.name] = {param.shape, values.as<float>()};
-    }
-  }
-
-  using WeightSource::read;
-  bool has(const std::string& name) const override { return values_.count(name) > 0; }
-  Shape shape(const std::string& name) const override { return values_.at(name).first; }
-  Tensor read(const std::string& name, bool) override {
-    auto& [shape, values] = values_.at(name);
-    return {values.data(), DType::F32, shape};
-  }
-
- private:
-  std::map<std::string, std::pair<Shape, Floats>> values_;
-};
+constexpr const char* kWeights = kTinyVaeWeights;
 
 // The floats of a device's tensor [1, H, W, C], as [C, H, W].
 Floats planesOf(Backend& backend, const Tensor& x) {
@@ -272,7 +241,7 @@ DIT_CASE("vae/encode/seeds") {
 
 // Configs and sizes of all kinds against the oracle, which the tests above tie to the reference.
 void expectOracle(Test& test, const VaeConfig& config, int64_t h, int64_t w) {
-  RandomWeights weights(test, config);
+  RandomVaeWeights weights(test, config);
   Vae vae(test.ops(), config, weights, Precision::F32);
   const Shape latent{config.latentChannels, h, w};
   const Values z = test.random(DType::F32, latent);
