@@ -60,7 +60,18 @@ export interface SampleSetProgress {
  * @example
  * const options: SampleSetOptions = { out: 'owls.npz', count: 1000, labels: ['owl'], steps: 50, seed: 1 }
  */
-export interface SampleSetOptions extends Pick<options.SampleOptions, keyof typeof sampling> {
+export interface SampleSetOptions
+  extends Pick<
+    options.SampleOptions,
+    | 'sampler'
+    | 'steps'
+    | 'spacing'
+    | 'eta'
+    | 'clip'
+    | 'guidance'
+    | 'guidanceChannels'
+    | 'guidanceInterval'
+  > {
   /** The file: a name that ends in .npz. Unfinished parts lie in a folder beside it. */
   out: string
   /** Images in all. */
