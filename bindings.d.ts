@@ -18,6 +18,7 @@ export interface ModelSpec {
   precision: Precision
   threads: number // 0: as many as there are cores
   maxLanes: number // images in the making at once
+  maxQueue: number | null // images that may wait; null: any number
   dit: {
     config: DiTConfig
     tensors: TensorSource[] | null // null: a fresh model from seed
@@ -37,7 +38,34 @@ export interface ModelInfo {
   trainerBytes: number // 0: not in training
 }
 
+/** A call of the API, whose images sample jobs bring. */
+export interface CallRequest {
+  images: number
+  steps: number // of one image
+  rows: number // of one image, in all its steps: 1 or 2 a step
+  priority: number
+  caller: string // '': a caller of its own
+  deadline: number | null // seconds from now
+}
+
+export interface CallStats {
+  maxLanes: number
+  lanes: number
+  waiting: number
+  suspended: number
+  images: number
+  rounds: number
+  refusedBusy: number
+  refusedDeadline: number
+  cancelled: number
+  busySeconds: number
+  roundSeconds: number
+  rowSeconds: number
+  imagesPerSecond: number | null
+}
+
 export interface SampleRequest {
+  call: number // what admit gave; 0: a call of its own
   sampler: 'ddpm' | 'ddim' | 'dpm++'
   spacing: string // '25', 'ddim50', '10,20,30'
   eta: number
@@ -196,6 +224,9 @@ export class Model {
   constructor(listener: (event: JobEvent) => void)
   load(spec: ModelSpec): number
   info(): ModelInfo // after the load job is done
+  stats(): CallStats
+  admit(request: CallRequest): number // throws ERR_DIT_BUSY or ERR_DIT_DEADLINE, with retryAfter in seconds
+  leave(call: number): void // its images that have not ended are not wanted any more
   sample(request: SampleRequest): number
   denoise(request: DenoiseRequest): number
   decode(request: DecodeRequest): number

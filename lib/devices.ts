@@ -6,7 +6,7 @@ import type { DeviceInfo as NativeDevice } from '../bindings.js'
 import { noCuda, probeCuda } from './cuda_probe.js'
 import { DiTError, show } from './errors.js'
 import { native, nativeFile } from './native.js'
-import type { Device, Precision } from './options.js'
+import type { BatchOptions, Device, DeviceOptions, Precision } from './options.js'
 
 /** A device of this machine, or why it cannot be used. */
 export type DeviceInfo =
@@ -89,14 +89,17 @@ export function isDevice(value: unknown): value is Device {
   return existsSync(path.join(path.dirname(nativeFile()), 'libdit_cuda_emulated.so'))
 }
 
-/** Images in the making at once; more wait for their turn. A GPU does many in the time of a few. */
+/** The option maxBatch, by default. */
 const maxLanes = { cpu: 4, cuda: 32 }
 
-/** Where a model is to run. @internal */
+type PlaceOptions = Pick<DeviceOptions, 'device' | 'precision'> & BatchOptions
+
+/** Where a model is to run, and how much at once. @internal */
 export interface Place {
   device: string
   precision: Precision
   maxLanes: number
+  maxQueue: number | null
 }
 
 /**
@@ -106,7 +109,12 @@ export interface Place {
  *
  * @internal
  */
-export async function chooseDevice(wanted: Device = 'auto', precision?: Precision): Promise<Place> {
+export async function chooseDevice({
+  device: wanted = 'auto',
+  precision,
+  maxBatch,
+  maxQueue,
+}: PlaceOptions): Promise<Place> {
   const device = await findDevice(wanted)
   const chosen = precision ?? (device.precisions.includes('bf16') ? 'bf16' : 'fp32')
   if (!device.precisions.includes(chosen)) {
@@ -116,8 +124,8 @@ export async function chooseDevice(wanted: Device = 'auto', precision?: Precisio
         `Use precision ${device.precisions.map(show).join(' or ')}`,
     )
   }
-  const lanes = device.device === 'cpu' ? maxLanes.cpu : maxLanes.cuda
-  return { device: device.device, precision: chosen, maxLanes: lanes }
+  const lanes = maxBatch ?? (device.device === 'cpu' ? maxLanes.cpu : maxLanes.cuda)
+  return { device: device.device, precision: chosen, maxLanes: lanes, maxQueue: maxQueue ?? null }
 }
 
 async function findDevice(wanted: Device): Promise<NativeDevice> {

@@ -57,6 +57,38 @@ export interface MemoryInfo {
 }
 
 /**
+ * What `dit.stats()` gives.
+ *
+ * @example
+ * const { lanes, maxBatch, waiting, imagesPerSecond }: ModelStats = dit.stats()
+ */
+export interface ModelStats {
+  /** Images that can be in the making at once. */
+  maxBatch: number
+  /** How many are. */
+  lanes: number
+  /** Images of calls under way that are neither in the making nor finished. */
+  waiting: number
+  /** Those among them that were begun, and set aside for others. */
+  suspended: number
+  /** Images finished, in all. */
+  images: number
+  /** Evaluations of the model, each for all images in the making, in all. */
+  rounds: number
+  /** Seconds spent on them and on decoding, in all. */
+  busySeconds: number
+  /** Seconds of a round, and of one of its rows (a guided image has two): moving averages. */
+  roundSeconds: number
+  rowSeconds: number
+  /** Images finished in a second of work: a moving average. Absent before the first. */
+  imagesPerSecond?: number
+  /** Calls refused or given up, in all: because the queue was full, or for their deadlines. */
+  refused: { busy: number; deadline: number }
+  /** Calls cancelled, in all. */
+  cancelled: number
+}
+
+/**
  * Arguments of `dit.denoise`.
  *
  * @example
@@ -206,14 +238,39 @@ export class DiT {
   }
 
   /**
+   * What the model is doing, as of now, and what it did since it was loaded: plain numbers, at no cost.
+   * Throws ERR_DIT_CLOSED after `close`.
+   *
+   * @example
+   * const { lanes, maxBatch, waiting } = dit.stats()
+   * console.log(`${lanes} of ${maxBatch} lanes in use, ${waiting} images wait`)
+   */
+  stats(): ModelStats {
+    const {
+      maxLanes: maxBatch,
+      refusedBusy: busy,
+      refusedDeadline: deadline,
+      imagesPerSecond,
+      ...rest
+    } = this.#engine.stats()
+    return {
+      maxBatch,
+      ...rest,
+      ...(imagesPerSecond !== null && { imagesPerSecond }),
+      refused: { busy, deadline },
+    }
+  }
+
+  /**
    * Makes one image per label. Images of all calls share the model's rounds; what shares them never
    * changes a bit of an image: the same seed, options, device and precision make the same image.
    *
    * @param labels A class number, a class name (exact, then ignoring case, then as one of the
    * comma-separated synonyms of a name), or an embedding; or an array of them.
    *
-   * Rejects with ERR_DIT_OPTION or ERR_DIT_SHAPE for a wrong argument, ERR_DIT_NONFINITE when an image
-   * comes out as no number, ERR_DIT_CLOSED, ERR_DIT_OOM, ERR_DIT_DEVICE_LOST; with `signal.reason` after
+   * Rejects with ERR_DIT_OPTION or ERR_DIT_SHAPE for a wrong argument, ERR_DIT_BUSY when too many
+   * images wait (`maxQueue`), ERR_DIT_DEADLINE, ERR_DIT_NONFINITE when an image comes out as no number,
+   * ERR_DIT_CLOSED, ERR_DIT_OOM, ERR_DIT_DEVICE_LOST; with `signal.reason` after
    * an abort.
    *
    * @example
@@ -268,24 +325,26 @@ export class DiT {
     labels: Label | readonly Label[],
     given: options.SampleOptions<options.Output>,
   ): Promise<ImagesEvent | LatentsEvent> {
-    const { parts, made } = planSample(this, labels, given)
+    const { parts, made, call } = planSample(this, labels, given)
     const wantsLatents = given.output === 'latent'
     const relayed = given.onProgress && relay(parts, made, given.onProgress)
     const latents = new Gathered(made.length)
     const timings: Timings = { sampleSeconds: 0, decodeSeconds: 0 }
-    const images = await this.#engine.runAll(
-      parts.map(({ request, begin, end }, part) => ({
-        start: (model) => model.sample(request),
-        onEvent: relayed && ((event) => relayed(event, part)),
-        finish(done) {
-          timings.sampleSeconds = Math.max(timings.sampleSeconds, done.sampleSeconds)
-          timings.decodeSeconds += done.decodeSeconds
-          if (!wantsLatents) return splitImages(bytesOf(done), made.slice(begin, end))
-          latents.add(done, begin)
-          return []
-        },
-      })),
-      given.signal,
+    const images = await this.#engine.admitted(call, (number) =>
+      this.#engine.runAll(
+        parts.map(({ request, begin, end }, part) => ({
+          start: (model) => model.sample({ ...request, call: number }),
+          onEvent: relayed && ((event) => relayed(event, part)),
+          finish(done) {
+            timings.sampleSeconds = Math.max(timings.sampleSeconds, done.sampleSeconds)
+            timings.decodeSeconds += done.decodeSeconds
+            if (!wantsLatents) return splitImages(bytesOf(done), made.slice(begin, end))
+            latents.add(done, begin)
+            return []
+          },
+        })),
+        given.signal,
+      ),
     )
     if (!wantsLatents) return { type: 'images', images: images.flat(), ...timings }
     const seeds = made.map(({ seed }) => seed)

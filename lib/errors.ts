@@ -9,6 +9,7 @@ export const ditErrorCodes = [
   'ERR_DIT_DEVICE_LOST',
   'ERR_DIT_NONFINITE',
   'ERR_DIT_BUSY',
+  'ERR_DIT_DEADLINE',
   'ERR_DIT_CLOSED',
   'ERR_DIT_PLATFORM',
   'ERR_DIT_INTERNAL',
@@ -27,7 +28,8 @@ export const ditErrorCodes = [
  * | `ERR_DIT_OOM` | not enough memory on the device | smaller batch, lower precision |
  * | `ERR_DIT_DEVICE_LOST` | the GPU failed while it worked, for this whole process | `close()`; start the process anew |
  * | `ERR_DIT_NONFINITE` | an image came out as NaN or infinite; so did many training steps in a row | sound weights and noise, less guidance; sound data, a lower learning rate |
- * | `ERR_DIT_BUSY` | the model is doing something that excludes this call | wait for it |
+ * | `ERR_DIT_BUSY` | the queue is full (`maxQueue`), or the model is doing something that excludes this call | wait: `retryAfter` seconds, where it says so |
+ * | `ERR_DIT_DEADLINE` | the images cannot be there by the call's `deadline` | wait `retryAfter` seconds, allow more time, or ask for fewer steps |
  * | `ERR_DIT_CLOSED` | the model was closed | load it again |
  * | `ERR_DIT_PLATFORM` | no binary for this operating system, processor or C library | build from source |
  * | `ERR_DIT_INTERNAL` | a defect of this package | report it |
@@ -51,11 +53,21 @@ export class DiTError extends Error {
   override readonly name = 'DiTError'
   /** What kind of refusal or failure it is; never changes, as the message may. */
   readonly code: DiTErrorCode
+  /**
+   * Of a call that was refused because of what else is to be done: the seconds after which it would
+   * probably be taken, estimated from measured step times. For an HTTP server's `Retry-After`.
+   */
+  readonly retryAfter?: number
 
   /** An error as the package's own, for those who extend it. */
-  constructor(code: DiTErrorCode, message: string, options?: { cause?: unknown }) {
+  constructor(
+    code: DiTErrorCode,
+    message: string,
+    { retryAfter, ...options }: { cause?: unknown; retryAfter?: number | undefined } = {},
+  ) {
     super(message, options)
     this.code = code
+    if (retryAfter !== undefined) this.retryAfter = retryAfter
   }
 }
 

@@ -6,7 +6,12 @@ export {
 } from './data/features.js'
 export type { SkippedItem, TrainingData, TrainingItem } from './data/types.js'
 export type { DeviceInfo } from './devices.js'
-export { type DenoiseOptions, DiT, type MemoryInfo } from './dit.js'
+export {
+  type DenoiseOptions,
+  DiT,
+  type MemoryInfo,
+  type ModelStats,
+} from './dit.js'
 export { DiTError, type DiTErrorCode } from './errors.js'
 export type {
   ImagesEvent,
@@ -27,6 +32,7 @@ export { imageGrid, type Pixels, RawImage } from './image.js'
 export type { ClassNames, Label } from './labels.js'
 export type { SourceInfo } from './loading.js'
 export type {
+  BatchOptions,
   CreateOptions,
   DecodeOptions,
   Device,

@@ -1,5 +1,12 @@
 import { setImmediate } from 'node:timers/promises'
-import type { JobEvent, Model, ModelInfo, SaveRequest } from '../bindings.js'
+import type {
+  CallRequest,
+  CallStats,
+  JobEvent,
+  Model,
+  ModelInfo,
+  SaveRequest,
+} from '../bindings.js'
 import { DiTError, type DiTErrorCode, ditErrorCodes } from './errors.js'
 import { native } from './native.js'
 
@@ -58,6 +65,25 @@ export class Engine {
   info(): ModelInfo {
     if (this.#closed) throw closedError()
     return this.#ask((model) => model.info())
+  }
+
+  stats(): CallStats {
+    if (this.#closed) throw closedError()
+    return this.#ask((model) => model.stats())
+  }
+
+  /**
+   * Lets a call in and runs `work` with its number; when that ends, so has the call. Rejects with
+   * ERR_DIT_BUSY or ERR_DIT_DEADLINE when it is refused, at once.
+   */
+  async admitted<T>(request: CallRequest, work: (call: number) => Promise<T>): Promise<T> {
+    if (this.#closed) throw closedError()
+    const call = this.#ask((model) => model.admit(request))
+    try {
+      return await work(call)
+    } finally {
+      this.#model.leave(call)
+    }
   }
 
   /**
@@ -181,11 +207,15 @@ function closedError(): DiTError {
 
 /** What the native part threw or reported, as a DiTError. @internal */
 export function nativeError(error: unknown): DiTError {
-  const { code, message } = error as { code?: string; message?: string }
+  const { code, message, retryAfter } = error as {
+    code?: string
+    message?: string
+    retryAfter?: number
+  }
   const known = ditErrorCodes.includes(code as DiTErrorCode)
   return new DiTError(
     known ? (code as DiTErrorCode) : 'ERR_DIT_INTERNAL',
     message ?? String(error),
-    error instanceof Error ? { cause: error } : {},
+    { ...(error instanceof Error && { cause: error }), retryAfter },
   )
 }

@@ -41,7 +41,7 @@ export interface Described {
 /** @internal */
 export async function describeSource(source: string, given: LoadOptions): Promise<Described> {
   const { weights, config, vae, revision, signal, onProgress } = given
-  const place = await chooseDevice(given.device, given.precision)
+  const place = await chooseDevice(given)
   const found = await resolveSource(source, {
     ...demoOption(source),
     ...(weights && { weights }),
@@ -80,7 +80,7 @@ export async function describeFresh(
 ): Promise<Described> {
   const { vae: vaeSource, signal, onProgress, id2label = {} } = given
   const complete = completeConfig(config)
-  const place = await chooseDevice(given.device, given.precision)
+  const place = await chooseDevice(given)
   const schedule = { ...defaultSchedule, ...given.schedule }
   checkSchedule(schedule)
   const vae =
@@ -127,7 +127,7 @@ export async function describeVae(source: string, given: DeviceOptions) {
   const size = { depth: 1, hidden: 4, heads: 1, patchSize: 1, latentSize: 1, numClasses: 1 }
   const config = completeConfig({ ...size, channels: vae.config.latentChannels })
   const spec: ModelSpec = {
-    ...(await chooseDevice(given.device, given.precision)),
+    ...(await chooseDevice(given)),
     threads: given.threads ?? 0,
     dit: { config, tensors: null, stored: null, seed: 0n },
     vae,

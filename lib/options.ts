@@ -44,13 +44,48 @@ export interface DeviceOptions {
 }
 
 /**
+ * How much a model does at once.
+ *
+ * @example
+ * const options: BatchOptions = { maxBatch: 8, maxQueue: 64 }
+ * const dit = await DiT.load('demo', options)
+ */
+export interface BatchOptions {
+  /**
+   * Images in the making at once; others wait for their turn. Default 4 on a CPU, 32 on a GPU, which
+   * does many in the time of a few. Each takes device memory (`dit.memory().activations`). An image is
+   * the same, bit for bit, whatever this is.
+   *
+   * @example
+   * const dit = await DiT.load('facebook/DiT-XL-2-256', { maxBatch: 64, maxQueue: 256 })
+   */
+  maxBatch?: number
+  /**
+   * A call whose images would have to wait behind this many waiting images, or more, is refused at
+   * once with ERR_DIT_BUSY, whose `retryAfter` says when to come back. Only images of the same or a
+   * higher `priority` count. A call is taken as a whole or not at all, so one of many images may make
+   * the queue longer than this. 0: nobody waits. Default: no limit.
+   *
+   * @example
+   * const dit = await DiT.load('demo', { maxQueue: 100 })
+   * try {
+   *   return await dit.sample(label)
+   * } catch (error) {
+   *   if (error.code !== 'ERR_DIT_BUSY') throw error
+   *   response.writeHead(429, { 'Retry-After': Math.ceil(error.retryAfter) }).end()
+   * }
+   */
+  maxQueue?: number
+}
+
+/**
  * Options of `DiT.load`.
  *
  * @example
  * const options: LoadOptions = { device: 'cuda', precision: 'bf16', latentSize: [32, 64] }
  * const dit = await DiT.load('facebook/DiT-XL-2-256', options)
  */
-export interface LoadOptions extends DeviceOptions {
+export interface LoadOptions extends DeviceOptions, BatchOptions {
   /** Which weights of a training checkpoint that has both. Default `'ema'`. */
   weights?: WeightsChoice
   /** Sizes, or a preset's name, where the checkpoint does not say them. */
@@ -87,7 +122,7 @@ export interface LoadOptions extends DeviceOptions {
  * @example
  * const dit = await DiT.create('DiT-S/8', { seed: 1, schedule: { kind: 'cosine' } })
  */
-export interface CreateOptions extends DeviceOptions {
+export interface CreateOptions extends DeviceOptions, BatchOptions {
   /** The seed of the initial weights. Default: random. `dit.source.description` tells it. */
   seed?: Seed
   /** A VAE for the model: a folder, a file, or a Hugging Face id. */
@@ -150,6 +185,33 @@ export interface SampleOptions<Wanted extends Output = 'image'> {
    * it. It holds up this process's event loop, never the model; a promise that it returns is nobody's.
    */
   onProgress?: (event: ProgressEvent | PreviewEvent) => void
+  /**
+   * Who goes first: an integer, higher before lower; default 0. Lanes change hands between two steps:
+   * an image of a lower priority is set aside for one of a higher, and goes on later with the same
+   * bits. As long as higher priorities want all lanes, lower ones wait.
+   *
+   * @example
+   * await dit.sample(label, { priority: user.waits ? 1 : 0 })
+   */
+  priority?: number
+  /**
+   * Milliseconds from the call by which the images must be there. The call is refused at once with
+   * ERR_DIT_DEADLINE when the measured time of a step says that they cannot be, and given up with the
+   * same code as soon as they cannot be any more, so that nobody computes what comes too late. Never
+   * met by fewer steps. Default: none.
+   *
+   * @example
+   * await dit.sample(label, { steps: 25, deadline: 2000 })
+   */
+  deadline?: number
+  /**
+   * Who asks. Callers of equal priority share the lanes equally, however many calls and images each
+   * has under way. Default: each call is a caller of its own.
+   *
+   * @example
+   * await dit.sample(labels, { caller: user.id })
+   */
+  caller?: string
   /** Shows what each image looks like so far, every so many of its steps. Default: never. */
   preview?: number | PreviewOptions
 }
@@ -282,6 +344,11 @@ export const deviceEntries = {
   onProgress: v.optional(callback<(progress: ModelProgress) => void>()),
 }
 
+const batchEntries = {
+  maxBatch: v.optional(integer(1, 4096)),
+  maxQueue: v.optional(integer(0)),
+}
+
 const id2label = v.optional(
   is<Record<number, string>>('an object from class numbers to names', isClassNames),
 )
@@ -289,6 +356,7 @@ const id2label = v.optional(
 /** @internal */
 export const loadSchema = v.strictObject({
   ...deviceEntries,
+  ...batchEntries,
   weights: v.optional(oneOf('ema', 'model')),
   // Checked by lib/formats, which knows what fits together.
   config: v.optional(v.custom<DiTConfigInput | string>(() => true)),
@@ -308,6 +376,7 @@ export const loadSchema = v.strictObject({
 /** @internal */
 export const createSchema = v.strictObject({
   ...deviceEntries,
+  ...batchEntries,
   seed: v.optional(seed),
   vae: v.optional(text),
   id2label,
@@ -338,6 +407,8 @@ function isPreview(value: unknown): boolean {
   return isInteger(every, 1, maxInteger) && known && Object.keys(rest).length === 0
 }
 
+const maxPriority = 2 ** 31 - 1
+const isDuration = (value: unknown) => isBetween(value, Number.MIN_VALUE, Number.MAX_VALUE)
 const isGuidanceChannels = (value: unknown) => value === 'all' || isInteger(value, 1, 1 << 16)
 // In fp32, which the model calculates in.
 const isFiniteNumber = (value: unknown) =>
@@ -375,6 +446,9 @@ export const sampleSchema = v.strictObject({
   output: v.optional(oneOf('image', 'latent')),
   signal: v.optional(signal),
   onProgress: v.optional(callback<(event: ProgressEvent | PreviewEvent) => void>()),
+  priority: v.optional(integer(-maxPriority, maxPriority)),
+  deadline: v.optional(is<number>('a positive number of milliseconds', isDuration)),
+  caller: v.optional(text),
   preview: v.optional(
     is<number | PreviewOptions>('an integer of at least 1 or { every, kind }', isPreview),
   ),

@@ -1,7 +1,7 @@
 // From the options of a call to requests for the native part.
 
 import { randomBytes } from 'node:crypto'
-import type { SampleRequest } from '../bindings.js'
+import type { CallRequest, SampleRequest } from '../bindings.js'
 import { DiTError, invalidOption } from './errors.js'
 import type { PreviewEvent, ProgressEvent } from './events.js'
 import type { DiTConfig, ScheduleConfig, VaeConfig } from './formats/types.js'
@@ -39,12 +39,13 @@ export interface ModelFacts {
 /** A call, cut into requests of a few images each. @internal */
 export interface SamplePlan {
   readonly made: Made[]
+  readonly call: CallRequest
   readonly parts: SamplePart[]
 }
 
 /** The request for images `begin` to `end` of a call. @internal */
 export interface SamplePart {
-  readonly request: SampleRequest
+  readonly request: Omit<SampleRequest, 'call'>
   readonly begin: number
   readonly end: number
 }
@@ -83,17 +84,18 @@ export function planSample(model: ModelFacts, labels: unknown, options: SampleOp
   const seeds = resolveSeeds(options, n)
   const spacing = resolveSpacing(options, sampler)
   if (noise) checkTensor('noise', noise, [n, config.channels, height, width])
+  const steps = countSteps(model.schedule, spacing)
   if (stepNoise) {
-    const steps = countSteps(model.schedule, spacing)
     checkTensor('stepNoise', stepNoise, [n, steps, config.channels, height, width])
   }
 
+  const guidance = resolveGuidance(options.guidance ?? (config.nullClass ? 4 : 1), config)
   const common = {
     sampler,
     spacing,
     eta,
     clip,
-    guidance: resolveGuidance(options.guidance ?? (config.nullClass ? 4 : 1), config),
+    guidance,
     guidanceChannels: resolveGuidanceChannels(options.guidanceChannels, config),
     guidanceInterval: [guidanceInterval[0], guidanceInterval[1]] as [number, number],
     latentOnly: output === 'latent',
@@ -104,6 +106,14 @@ export function planSample(model: ModelFacts, labels: unknown, options: SampleOp
       const label = resolved.classes[i] as number
       return { seed: toSeed(seed), ...(label >= 0 && { label }) }
     }),
+    call: {
+      images: n,
+      steps,
+      rows: steps + (guidance === 1 ? 0 : guidedSteps(model.schedule, spacing, guidanceInterval)),
+      priority: options.priority ?? 0,
+      caller: options.caller ?? '',
+      deadline: options.deadline === undefined ? null : options.deadline / 1000,
+    },
     parts: jobRanges(n, bytesPerImage(model, options, n)).map(([begin, end]) => ({
       begin,
       end,
@@ -162,6 +172,17 @@ function resolveSpacing({ steps, spacing }: SampleOptions, sampler: string): str
 /** Evaluations of the model for one image. @internal */
 export function countSteps(schedule: ScheduleConfig, spacing: string): number {
   return /^\d+$/.test(spacing) ? Number(spacing) : tables(schedule, spacing).timestepMap.length
+}
+
+/** How many of the steps have a timestep within the guided part of the process. */
+function guidedSteps(
+  schedule: ScheduleConfig,
+  spacing: string,
+  [from, to]: readonly [number, number],
+): number {
+  if (from === 0 && to === 1) return countSteps(schedule, spacing)
+  const isGuided = (t: number) => from <= t / schedule.steps && t / schedule.steps <= to
+  return tables(schedule, spacing).timestepMap.filter(isGuided).length
 }
 
 /** Throws ERR_DIT_OPTION for betas that make no diffusion process. @internal */

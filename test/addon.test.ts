@@ -81,6 +81,7 @@ test('wrong arguments throw and do not crash', async () => {
       latentOnly: true,
       previewEvery: 0,
       previewKind: 'linear',
+      call: 0,
     }),
   )
   assert.is(early.kind, 'failed') // no model is loaded

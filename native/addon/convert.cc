@@ -81,6 +81,7 @@ ModelSpec toModelSpec(const Napi::Value& value) {
                   .threads = static_cast<int>(fields.integer("threads"))};
   spec.precision = named(kPrecisions, fields.text("precision"), "precision");
   spec.maxLanes = fields.integer("maxLanes");
+  if (!fields.isNull("maxQueue")) spec.maxQueue = fields.count("maxQueue");
   spec.dit = toDitConfig(dit.object("config", "DiTConfig"));
   if (!dit.isNull("tensors")) spec.ditTensors = toTensors(dit.list("tensors"));
   if (!dit.isNull("stored")) spec.storedDit = toDitConfig(dit.object("stored", "DiTConfig"));
@@ -92,6 +93,17 @@ ModelSpec toModelSpec(const Napi::Value& value) {
   }
   spec.schedule = toSchedule(fields.object("schedule", "ScheduleConfig"));
   return spec;
+}
+
+CallRequest toCallRequest(const Napi::Value& value) {
+  const Fields fields(value, "CallRequest");
+  CallRequest request{.images = fields.count("images"),
+                      .steps = fields.count("steps"),
+                      .rows = fields.count("rows"),
+                      .priority = static_cast<int32_t>(fields.integer("priority")),
+                      .caller = fields.text("caller")};
+  if (!fields.isNull("deadline")) request.deadline = fields.number("deadline");
+  return request;
 }
 
 SampleRequest toSampleRequest(const Napi::Value& value) {
@@ -114,6 +126,7 @@ SampleRequest toSampleRequest(const Napi::Value& value) {
   request.latentOnly = fields.flag("latentOnly");
   request.previewEvery = fields.integer("previewEvery");
   request.previewKind = named(kPreviews, fields.text("previewKind"), "kind of preview");
+  request.call = static_cast<uint64_t>(fields.count("call"));
   return request;
 }
 

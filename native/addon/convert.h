@@ -10,6 +10,7 @@
 namespace dit::addon {
 
 ModelSpec toModelSpec(const Napi::Value& value);
+CallRequest toCallRequest(const Napi::Value& value);
 SampleRequest toSampleRequest(const Napi::Value& value);
 DenoiseRequest toDenoiseRequest(const Napi::Value& value);
 DecodeRequest toDecodeRequest(const Napi::Value& value);
@@ -22,6 +23,7 @@ ScheduleConfig toScheduleConfig(const Napi::Value& value);
 
 Napi::Object fromEvent(Napi::Env env, const JobEvent& event);
 Napi::Object fromModelInfo(Napi::Env env, const ModelInfo& info);
+Napi::Object fromCallStats(Napi::Env env, const CallStats& stats);
 Napi::Object fromSchedule(Napi::Env env, const Schedule& schedule);
 Napi::Object fromDevice(Napi::Env env, const DeviceInfo& device);
 

@@ -109,6 +109,25 @@ Napi::Object fromModelInfo(Napi::Env env, const ModelInfo& info) {
   return object;
 }
 
+Napi::Object fromCallStats(Napi::Env env, const CallStats& stats) {
+  auto object = Napi::Object::New(env);
+  object["maxLanes"] = number(stats.maxLanes);
+  object["lanes"] = number(stats.lanes);
+  object["waiting"] = number(stats.waiting);
+  object["suspended"] = number(stats.suspended);
+  object["images"] = number(stats.images);
+  object["rounds"] = number(stats.rounds);
+  object["refusedBusy"] = number(stats.refusedBusy);
+  object["refusedDeadline"] = number(stats.refusedDeadline);
+  object["cancelled"] = number(stats.cancelled);
+  object["busySeconds"] = stats.busySeconds;
+  object["roundSeconds"] = stats.roundSeconds;
+  object["rowSeconds"] = stats.rowSeconds;
+  object["imagesPerSecond"] =
+      stats.imagesPerSecond ? Napi::Number::New(env, *stats.imagesPerSecond) : env.Null();
+  return object;
+}
+
 Napi::Object fromSchedule(Napi::Env env, const Schedule& schedule) {
   auto object = Napi::Object::New(env);
   object["betas"] = doublesOf(env, schedule.betas);

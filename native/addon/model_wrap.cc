@@ -9,6 +9,9 @@ Napi::Function ModelWrap::define(Napi::Env env) {
                      {
                          InstanceMethod<&ModelWrap::load>("load"),
                          InstanceMethod<&ModelWrap::info>("info"),
+                         InstanceMethod<&ModelWrap::stats>("stats"),
+                         InstanceMethod<&ModelWrap::admit>("admit"),
+                         InstanceMethod<&ModelWrap::leave>("leave"),
                          InstanceMethod<&ModelWrap::sample>("sample"),
                          InstanceMethod<&ModelWrap::denoise>("denoise"),
                          InstanceMethod<&ModelWrap::decode>("decode"),
@@ -49,6 +52,36 @@ Napi::Value ModelWrap::load(const Napi::CallbackInfo& info) {
 
 Napi::Value ModelWrap::info(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] { return fromModelInfo(info.Env(), session_->runner().info()); });
+}
+
+Napi::Value ModelWrap::stats(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] { return fromCallStats(info.Env(), session_->runner().stats()); });
+}
+
+Napi::Value ModelWrap::admit(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    try {
+      const uint64_t call = session_->runner().admit(toCallRequest(info[0]));
+      return Napi::Number::New(info.Env(), static_cast<double>(call));
+    } catch (const Refusal& refusal) {
+      Napi::Error error = fromError(info.Env(), refusal.code(), refusal.what());
+      if (refusal.retryAfter) {
+        error.Set("retryAfter", Napi::Number::New(info.Env(), *refusal.retryAfter));
+      }
+      throw error;
+    }
+  });
+}
+
+Napi::Value ModelWrap::leave(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    DIT_CHECK(info[0].IsNumber(), ErrorCode::Internal, "Expected a number for call");
+    // The calls of a session that has ended have ended, too.
+    if (!session_->ended()) {
+      session_->runner().leave(static_cast<uint64_t>(info[0].As<Napi::Number>().Int64Value()));
+    }
+    return info.Env().Undefined();
+  });
 }
 
 Napi::Value ModelWrap::sample(const Napi::CallbackInfo& info) {

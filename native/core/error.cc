@@ -18,6 +18,8 @@ const char* errorCodeName(ErrorCode code) {
       return "ERR_DIT_OOM";
     case ErrorCode::DeviceLost:
       return "ERR_DIT_DEVICE_LOST";
+    case ErrorCode::Deadline:
+      return "ERR_DIT_DEADLINE";
     case ErrorCode::Busy:
       return "ERR_DIT_BUSY";
     case ErrorCode::Closed:

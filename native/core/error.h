@@ -18,6 +18,7 @@ enum class ErrorCode {
   Oom,         // memory is exhausted; the model stays usable
   DeviceLost,  // the device failed for good; the model has to be loaded anew
   Busy,        // the queue is full
+  Deadline,    // the images cannot be there in time
   Closed,      // the model was closed
   NonFinite,   // a result is NaN or infinite
   Aborted,     // the caller cancelled the work

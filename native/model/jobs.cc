@@ -89,6 +89,7 @@ void JobQueue::fail(const Job& job, ErrorCode code, const std::string& message) 
     const std::lock_guard lock(mutex_);
     live_.erase(job.id);
   }
+  if (job.call) calls_.failed(*job.call, code);
   tellFailed(job, code, message);
 }
 

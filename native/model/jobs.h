@@ -14,6 +14,7 @@
 #include "core/cancel.h"
 #include "core/error.h"
 #include "model/callbacks.h"
+#include "model/calls.h"
 #include "model/runner.h"
 
 namespace dit {
@@ -28,6 +29,7 @@ struct Job {
   uint64_t id = 0;
   Request request;
   CancelFlag cancel;
+  std::shared_ptr<Call> call;  // of a sample job, from when it joins
 };
 
 // The jobs of one model between those who ask and the thread that works: what waits, what was
@@ -43,6 +45,7 @@ class JobQueue {
   uint64_t close();
   bool ended() const;
   ModelInfo info() const;
+  Calls& calls() { return calls_; }
 
   // ---- for the model's thread
 
@@ -84,6 +87,7 @@ class JobQueue {
   void tellFailed(const Job& job, ErrorCode code, const std::string& message);
 
   const Runner::Listener listener_;
+  Calls calls_;
   std::atomic<bool> closing_ = false;
   mutable std::mutex mutex_;  // guards what follows
   std::condition_variable wake_;

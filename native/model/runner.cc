@@ -54,6 +54,7 @@ class Runner::State {
     DIT_CHECK(!model_, ErrorCode::Internal, "the model is loaded already");
     model_ = std::make_unique<LoadedModel>(std::move(spec), progressOf(*job), checkpointOf(*job));
     sampling_.emplace(jobs_, *model_);
+    jobs_.calls().configure(model_->spec.maxLanes, model_->spec.maxQueue);
     finish(*job, {});
   }
 
@@ -125,6 +126,10 @@ Runner::Runner(Listener listener) : state_(std::make_unique<State>(std::move(lis
 Runner::~Runner() = default;
 
 uint64_t Runner::load(ModelSpec spec) { return state_->jobs().submit(std::move(spec)); }
+uint64_t Runner::admit(const CallRequest& request) {
+  return state_->jobs().calls().admit(request, steadySeconds())->id;
+}
+void Runner::leave(uint64_t call) { state_->jobs().calls().leave(call); }
 uint64_t Runner::sample(SampleRequest request) { return state_->jobs().submit(std::move(request)); }
 uint64_t Runner::denoise(DenoiseRequest request) {
   return state_->jobs().submit(std::move(request));
@@ -141,5 +146,6 @@ uint64_t Runner::apply(ApplyRequest request) { return state_->jobs().submit(std:
 void Runner::cancel(uint64_t job) { state_->jobs().cancel(job); }
 uint64_t Runner::close() { return state_->jobs().close(); }
 ModelInfo Runner::info() const { return state_->jobs().info(); }
+CallStats Runner::stats() const { return state_->jobs().calls().stats(); }
 
 }  // namespace dit

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "model/calls.h"
 #include "model/diffusion.h"
 #include "model/dit.h"
 #include "model/trainer.h"
@@ -28,6 +29,7 @@ struct ModelSpec {
   std::vector<TensorSource> vaeTensors;
   ScheduleConfig schedule;
   int64_t maxLanes = 4;
+  std::optional<int64_t> maxQueue;  // none: any number of images may wait
 };
 
 struct ModelInfo {
@@ -55,6 +57,7 @@ struct SampleRequest {
   bool latentOnly = false;
   int64_t previewEvery = 0;  // steps between previews of an image; 0: none
   PreviewKind previewKind = PreviewKind::Linear;
+  uint64_t call = 0;  // what Runner::admit gave; 0: a call of its own
 };
 
 struct DenoiseRequest {
@@ -155,6 +158,11 @@ class Runner {
   ~Runner();
 
   uint64_t load(ModelSpec spec);
+  // Lets a call in, whose images sample jobs then bring, and which ends with the last of them.
+  // Throws Refusal. `leave` tells that the images that have not ended are not wanted any more; no
+  // effect on a call that has ended.
+  uint64_t admit(const CallRequest& request);
+  void leave(uint64_t call);
   uint64_t sample(SampleRequest request);
   uint64_t denoise(DenoiseRequest request);
   uint64_t decode(DecodeRequest request);
@@ -173,6 +181,8 @@ class Runner {
 
   // Sizes as of the last job that ended; zero before the load job has.
   ModelInfo info() const;
+  // As of now.
+  CallStats stats() const;
 
  private:
   class State;

@@ -51,7 +51,7 @@ void Sampler::stop(int64_t lane) { lanes_[lane] = {}; }
 
 // ------------------------------------------------------------------ [ DiT -> solver step ] x N
 
-void Sampler::round(const Checkpoint& checkpoint) {
+int64_t Sampler::round(const Checkpoint& checkpoint) {
   Rows rows;
   std::vector<SolverStep> steps, stepsWithNoise;
   for (int64_t i = 0; i < maxLanes(); i++) {
@@ -68,12 +68,13 @@ void Sampler::round(const Checkpoint& checkpoint) {
     if (lane.spec.stepNoise.empty()) {
       steps.push_back(step);
     } else {
-      const int64_t count = dit_.config().latentCount();
-      ops_.backend().upload(noise_.slice(i, 1), lane.spec.stepNoise.data() + lane.step * count);
+      const int64_t numbers = dit_.config().latentCount();
+      ops_.backend().upload(noise_.slice(i, 1), lane.spec.stepNoise.data() + lane.step * numbers);
       stepsWithNoise.push_back(step);
     }
   }
-  if (rows.needs.empty()) return;
+  const int64_t count = static_cast<int64_t>(rows.needs.size());
+  if (count == 0) return 0;
 
   const int64_t R = prepare(rows, upcoming(), checkpoint);
   uploadSteps(std::move(steps), R);
@@ -88,6 +89,7 @@ void Sampler::round(const Checkpoint& checkpoint) {
   for (Lane& lane : lanes_) {
     if (lane.active && lane.step < static_cast<int64_t>(lane.spec.plan->size())) lane.step++;
   }
+  return count;
 }
 
 // Brings what an evaluation reads to the device. Returns how many rows it has: those that the

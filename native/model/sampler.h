@@ -53,8 +53,8 @@ class Sampler {
   // One evaluation of the model and one solver step for every lane that is not finished. A device
   // that records rounds (Backend::repeat) replays them from the third of a size on.
   // `checkpoint` is called between blocks, unless the round is replayed, and may throw: then no
-  // lane has advanced.
-  void round(const Checkpoint& checkpoint);
+  // lane has advanced. Returns how many rows there were.
+  int64_t round(const Checkpoint& checkpoint);
 
   int64_t step(int64_t lane) const { return lanes_[lane].step; }
   bool finished(int64_t lane) const;

@@ -1,21 +1,12 @@
 #include "model/sampling_jobs.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <utility>
 
 #include "model/model_jobs.h"
 
 namespace dit {
-
-namespace {
-
-double seconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-}  // namespace
 
 bool SamplingJobs::Active::ready() const {
   return std::all_of(images.begin(), images.end(), [](const Image& image) { return image.done; });
@@ -48,7 +39,24 @@ void SamplingJobs::join(std::shared_ptr<Job> job) {
   DIT_CHECK(request.guidance == 1 || config.nullClass, ErrorCode::Option,
             "guidance: this model has no null class, so it cannot be guided; use 1");
   active->images.resize(n);
+  joinCall(*active);
   active_.push_back(std::move(active));
+}
+
+void SamplingJobs::joinCall(Active& active) {
+  const SampleRequest& request = active.request();
+  Calls& calls = queue_.calls();
+  if (request.call != 0) {
+    active.job->call = calls.find(request.call);
+    DIT_CHECK(active.job->call, ErrorCode::Aborted, "the call has ended");
+    return;
+  }
+  const int64_t steps = static_cast<int64_t>(active.plan->size());
+  active.job->call = calls.enter({.images = static_cast<int64_t>(active.images.size()),
+                                  .steps = steps,
+                                  .rows = request.guidance == 1 ? steps : 2 * steps,
+                                  .caller = {}},
+                                 steadySeconds());
 }
 
 std::vector<SamplingJobs::Active*> SamplingJobs::all() const {
@@ -58,7 +66,14 @@ std::vector<SamplingJobs::Active*> SamplingJobs::all() const {
 }
 
 void SamplingJobs::advance() {
-  dropCancelled();
+  const double begin = steadySeconds();
+  turn();
+  queue_.calls().turnDone(model_.sampler->maxLanes() - model_.sampler->freeLanes(), 0,
+                          steadySeconds() - begin);
+}
+
+void SamplingJobs::turn() {
+  dropUnwanted();
   try {
     model_.refresh();
   } catch (const std::exception&) {
@@ -69,14 +84,16 @@ void SamplingJobs::advance() {
   if (active_.empty()) return;
   const std::vector<Active*> jobs = all();
   try {
+    const double roundBegin = steadySeconds();
     // Stops early only when nobody waits for the round any more.
-    model_.sampler->round([&] {
+    const int64_t rows = model_.sampler->round([&] {
       queue_.checkOpen();
       const bool wanted = std::any_of(jobs.begin(), jobs.end(), [](const Active* active) {
         return !active->job->cancel.cancelled();
       });
       DIT_CHECK(wanted, ErrorCode::Aborted, "the job was cancelled");
     });
+    queue_.calls().roundDone(static_cast<double>(rows), steadySeconds() - roundBegin);
   } catch (const std::exception&) {
     failAll(std::current_exception());
     return;
@@ -88,8 +105,15 @@ void SamplingJobs::failAll(const std::exception_ptr& error) {
   for (Active* active : all()) guarded(*active, [&] { std::rethrow_exception(error); });
 }
 
-void SamplingJobs::dropCancelled() {
-  for (Active* active : all()) guarded(*active, [&] { queue_.checkpoint(*active->job); });
+void SamplingJobs::dropUnwanted() {
+  const double now = steadySeconds();
+  for (Active* active : all()) {
+    guarded(*active, [&] {
+      queue_.checkpoint(*active->job);
+      DIT_CHECK(!queue_.calls().tooLate(*active->job->call, now), ErrorCode::Deadline,
+                "The deadline cannot be met any more");
+    });
+  }
 }
 
 // The next image comes from the job that has the fewest lanes, the oldest among equals.
@@ -115,7 +139,7 @@ void SamplingJobs::fillLanes() {
                                       [](const Image& i) { return !i.started; });
       image->lane = model_.sampler->start(laneSpec(*next, image - next->images.begin()));
       image->started = true;
-      if (next->startedAt == 0) next->startedAt = seconds();
+      if (next->startedAt == 0) next->startedAt = steadySeconds();
     });
   }
 }
@@ -160,10 +184,11 @@ void SamplingJobs::report(Active& active) {
     done += image.steps;
   }
   if (done == active.steps) return;  // it still waits for a lane
+  queue_.calls().stepped(*active.job->call, done - active.steps);
   active.steps = done;
   queue_.progress(*active.job, done, steps * static_cast<int64_t>(active.images.size()));
   if (!active.ready()) return;
-  active.result.sampleSeconds = seconds() - active.startedAt - active.result.decodeSeconds;
+  active.result.sampleSeconds = steadySeconds() - active.startedAt - active.result.decodeSeconds;
   queue_.finish(*active.job, std::move(active.result), model_.info());
 }
 
@@ -202,9 +227,11 @@ void SamplingJobs::finishImage(Active& active, int64_t i) {
               ErrorCode::NonFinite, "image ", i,
               " is not a number: the weights or the noise hold NaN, or the guidance is too large; "
               "output: 'latent' gives it as it is");
-    const double begin = seconds();
+    const double begin = steadySeconds();
     const Picture picture = sampler.picture(latent, [&] { queue_.checkpoint(*active.job); });
-    result.decodeSeconds += seconds() - begin;
+    const double took = steadySeconds() - begin;
+    result.decodeSeconds += took;
+    queue_.calls().decoded(took);
     result.height = picture.height;
     result.width = picture.width;
     result.channels = picture.channels;
@@ -213,6 +240,7 @@ void SamplingJobs::finishImage(Active& active, int64_t i) {
               result.bytes.begin() + i * static_cast<int64_t>(picture.bytes.size()));
   }
   image.done = true;
+  queue_.calls().finished(*active.job->call);
 }
 
 template <typename Work>

@@ -45,7 +45,9 @@ class SamplingJobs {
 
   std::vector<Active*> all() const;
   void failAll(const std::exception_ptr& error);
-  void dropCancelled();
+  void turn();
+  void joinCall(Active& active);
+  void dropUnwanted();
   void fillLanes();
   LaneSpec laneSpec(const Active& active, int64_t i) const;
   void report(Active& active);

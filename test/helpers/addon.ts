@@ -9,6 +9,7 @@ export const spec: ModelSpec = {
   precision: 'fp32',
   threads: 1,
   maxLanes: 2,
+  maxQueue: null,
   dit: {
     config: {
       depth: 1,
