@@ -107,7 +107,8 @@ function findClass(where: string, label: string, classNames: ClassNames): number
   )
 }
 
-function synonyms(name: string): string[] {
+/** The comma-separated names of a class, in lower case. @internal */
+export function synonyms(name: string): string[] {
   return name.split(',').map((part) => part.trim().toLowerCase())
 }
 

@@ -5,17 +5,16 @@
 // wrong (a DiTError with ERR_DIT_OPTION too), 130 interrupted. Results go to stdout, everything else to
 // stderr.
 
-import { readFileSync } from 'node:fs'
-import path from 'node:path'
 import { Command, CommanderError } from 'commander'
 import { DiTError } from '../errors.js'
-import { packageRoot } from '../root.cjs'
+import { packageVersion } from '../version.js'
 import type { CommonFlags, Context } from './command.js'
 import { convertCommand } from './convert.js'
 import { doctorCommand } from './doctor.js'
 import { featuresCommand } from './features.js'
 import { infoCommand } from './info.js'
 import { sampleCommand } from './sample.js'
+import { serveCommand } from './serve.js'
 import { trainCommand } from './train.js'
 
 const exitFailed = 1
@@ -37,10 +36,17 @@ async function main(args: string[]): Promise<number> {
   process.once('SIGINT', () => interrupted.abort())
 
   let debug = ['1', 'true'].includes(process.env.DIT_DEBUG ?? '')
-  const makers = [sampleCommand, trainCommand, featuresCommand, infoCommand, convertCommand]
+  const makers = [
+    sampleCommand,
+    trainCommand,
+    featuresCommand,
+    infoCommand,
+    convertCommand,
+    serveCommand,
+  ]
   const commands = [...makers, doctorCommand].map((make) => make(context))
   const program = new Command('dit')
-    .description('Diffusion Transformers: sample, train, inspect and convert them')
+    .description('Diffusion Transformers: sample, train, inspect, convert and serve them')
     .version(packageVersion())
     .hook('preAction', (_, command) => {
       debug ||= (command.opts() as CommonFlags).debug === true
@@ -74,11 +80,6 @@ function describe(error: unknown): string {
   const code = (error as Partial<DiTError> | null)?.code
   const text = message.replace(/\s*\n\s*/g, ' ')
   return code === undefined ? `dit: ${text}` : `dit: ${text} (${code})`
-}
-
-function packageVersion(): string {
-  const json = readFileSync(path.join(packageRoot, 'package.json'), 'utf8')
-  return (JSON.parse(json) as { version: string }).version
 }
 
 main(process.argv).then((status) => {

@@ -107,3 +107,18 @@ export function shard(text: string): [i: number, n: number] {
   if (i !== undefined && Number(i) <= Number(n)) return [Number(i), Number(n)]
   throw new InvalidArgumentError('Expected I/N, I from 1 to N: 1/3.')
 }
+
+/** `demo`, then `xl=facebook/DiT-XL-2-256`: sources, which have names when there are several. */
+export function namedModels(
+  text: string,
+  before?: string | Record<string, string>,
+): string | Record<string, string> {
+  const [, name, source] = /^([\w.-]+)=(.+)$/.exec(text) ?? []
+  if (name === undefined && before === undefined) return text
+  const known = typeof before === 'string' ? {} : (before ?? {})
+  if (name === undefined || source === undefined || typeof before === 'string') {
+    throw new InvalidArgumentError('Expected NAME=SOURCE for each of several models.')
+  }
+  if (name in known) throw new InvalidArgumentError(`There are two models called ${name}.`)
+  return { ...known, [name]: source }
+}
