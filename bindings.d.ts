@@ -214,6 +214,7 @@ export type JobEvent =
       shape: number[]
       trainer: TrainerInfo | null
       step: StepResult | null
+      queueSeconds: number
       sampleSeconds: number
       decodeSeconds: number
     }

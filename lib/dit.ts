@@ -2,7 +2,7 @@ import type { ModelSpec } from '../bindings.js'
 import type { TrainingData } from './data/types.js'
 import { type DeviceInfo, listDevices } from './devices.js'
 import { DiTError, invalidOption } from './errors.js'
-import type { ImagesEvent, LatentsEvent, Timings } from './events.js'
+import type { ImagesEvent, LatentsEvent } from './events.js'
 import type { DiTConfig, DiTConfigInput, ScheduleConfig, VaeConfig } from './formats/types.js'
 import { type Pixels, type RawImage, splitImages } from './image.js'
 import type { Engine } from './jobs.js'
@@ -14,21 +14,23 @@ import {
   openEngine,
   type SourceInfo,
 } from './loading.js'
+import { type MemoryInfo, type ModelStats, memoryOf, statsOf } from './model_info.js'
 import * as options from './options.js'
 import { bytesOf, checkTimesteps, Gathered, imageFloats } from './payloads.js'
+import { runSample } from './sample_call.js'
 import {
   downscale,
   jobRanges,
   type Latents,
   labelFields,
   planSample,
-  relay,
   resolveGuidance,
   resolveGuidanceChannels,
   seedsFrom,
 } from './sampling.js'
 import { type Saved, saveModel } from './save.js'
 import { type StreamEvent, streamEvents } from './streaming.js'
+import { modelAttributes, Telemetry, traced, tracedTraining } from './telemetry.js'
 import { checkTensor, slice, type Tensor } from './tensor.js'
 import type { TrainEvent } from './train/events.js'
 import {
@@ -41,52 +43,6 @@ import {
 import { type TrainHost, train } from './train/train.js'
 import { Trainer } from './train/trainer.js'
 import { hashWeights } from './weights_hash.js'
-
-/** Memory of a model on its device, in bytes. */
-export interface MemoryInfo {
-  /** The transformer's weights, as they are used: packed, in the precision of the model. */
-  weights: number
-  /** The VAE's weights. */
-  vae: number
-  /** Work space of all images in the making. */
-  activations: number
-  /** Parameters, gradients, optimiser, EMA and activations of training. 0 for a model that is not in training. */
-  training: number
-  /** The sum of them. */
-  total: number
-}
-
-/**
- * What `dit.stats()` gives.
- *
- * @example
- * const { lanes, maxBatch, waiting, imagesPerSecond }: ModelStats = dit.stats()
- */
-export interface ModelStats {
-  /** Images that can be in the making at once. */
-  maxBatch: number
-  /** How many are. */
-  lanes: number
-  /** Images of calls under way that are neither in the making nor finished. */
-  waiting: number
-  /** Those among them that were begun, and set aside for others. */
-  suspended: number
-  /** Images finished, in all. */
-  images: number
-  /** Evaluations of the model, each for all images in the making, in all. */
-  rounds: number
-  /** Seconds spent on them and on decoding, in all. */
-  busySeconds: number
-  /** Seconds of a round, and of one of its rows (a guided image has two): moving averages. */
-  roundSeconds: number
-  rowSeconds: number
-  /** Images finished in a second of work: a moving average. Absent before the first. */
-  imagesPerSecond?: number
-  /** Calls refused or given up, in all: because the queue was full, or for their deadlines. */
-  refused: { busy: number; deadline: number }
-  /** Calls cancelled, in all. */
-  cancelled: number
-}
 
 /**
  * Arguments of `dit.denoise`.
@@ -134,6 +90,7 @@ export class DiT {
   readonly vae: Readonly<VaeConfig> | undefined
   readonly #engine: Engine
   readonly #spec: ModelSpec
+  readonly #telemetry: Telemetry
   #hash: Promise<string> | undefined
   #classNames: ClassNames
   #training = false
@@ -150,6 +107,7 @@ export class DiT {
     this.precision = spec.precision
     this.source = source
     this.#classNames = classNames
+    this.#telemetry = new Telemetry(this)
   }
 
   /** Names of the classes by number; empty when the model came without. */
@@ -173,7 +131,7 @@ export class DiT {
    */
   static async load(source: string, loadOptions: options.LoadOptions = {}): Promise<DiT> {
     const given = options.check(options.loadSchema, loadOptions)
-    return DiT.#open(await describeSource(source, given), given)
+    return DiT.#open(() => describeSource(source, given), given)
   }
 
   /**
@@ -195,7 +153,7 @@ export class DiT {
     createOptions: options.CreateOptions = {},
   ): Promise<DiT> {
     const given = options.check(options.createSchema, createOptions)
-    return DiT.#open(await describeFresh(config, given), given)
+    return DiT.#open(() => describeFresh(config, given), given)
   }
 
   /**
@@ -213,11 +171,15 @@ export class DiT {
     return listDevices()
   }
 
-  static async #open(
-    described: Described,
+  static #open(
+    describe: () => Promise<Described>,
     given: Pick<options.LoadOptions, 'signal' | 'onProgress'>,
   ): Promise<DiT> {
-    return new DiT(await openEngine(described.spec, given), described)
+    return traced('dit.load', { signal: given.signal }, async (span) => {
+      const described = await describe()
+      span.setAttributes(modelAttributes({ ...described, ...described.spec }))
+      return new DiT(await openEngine(described.spec, given), described)
+    })
   }
 
   /**
@@ -227,14 +189,7 @@ export class DiT {
    * console.log(`${dit.memory().total / 2 ** 20} MiB on ${dit.device}`)
    */
   memory(): MemoryInfo {
-    const {
-      weightBytes: weights,
-      vaeBytes: vae,
-      activationBytes: activations,
-      trainerBytes: training,
-    } = this.#engine.info()
-    const total = weights + vae + activations + training
-    return { weights, vae, activations, training, total }
+    return memoryOf(this.#engine.info())
   }
 
   /**
@@ -246,19 +201,7 @@ export class DiT {
    * console.log(`${lanes} of ${maxBatch} lanes in use, ${waiting} images wait`)
    */
   stats(): ModelStats {
-    const {
-      maxLanes: maxBatch,
-      refusedBusy: busy,
-      refusedDeadline: deadline,
-      imagesPerSecond,
-      ...rest
-    } = this.#engine.stats()
-    return {
-      maxBatch,
-      ...rest,
-      ...(imagesPerSecond !== null && { imagesPerSecond }),
-      refused: { busy, deadline },
-    }
+    return statsOf(this.#engine.stats())
   }
 
   /**
@@ -325,31 +268,8 @@ export class DiT {
     labels: Label | readonly Label[],
     given: options.SampleOptions<options.Output>,
   ): Promise<ImagesEvent | LatentsEvent> {
-    const { parts, made, call } = planSample(this, labels, given)
-    const wantsLatents = given.output === 'latent'
-    const relayed = given.onProgress && relay(parts, made, given.onProgress)
-    const latents = new Gathered(made.length)
-    const timings: Timings = { sampleSeconds: 0, decodeSeconds: 0 }
-    const images = await this.#engine.admitted(call, (number) =>
-      this.#engine.runAll(
-        parts.map(({ request, begin, end }, part) => ({
-          start: (model) => model.sample({ ...request, call: number }),
-          onEvent: relayed && ((event) => relayed(event, part)),
-          finish(done) {
-            timings.sampleSeconds = Math.max(timings.sampleSeconds, done.sampleSeconds)
-            timings.decodeSeconds += done.decodeSeconds
-            if (!wantsLatents) return splitImages(bytesOf(done), made.slice(begin, end))
-            latents.add(done, begin)
-            return []
-          },
-        })),
-        given.signal,
-      ),
-    )
-    if (!wantsLatents) return { type: 'images', images: images.flat(), ...timings }
-    const seeds = made.map(({ seed }) => seed)
-    const classes = made.map(({ label }) => label)
-    return { type: 'latents', latents: { ...latents.tensor, seeds, labels: classes }, ...timings }
+    const plan = planSample(this, labels, given)
+    return this.#telemetry.sample(plan, given, () => runSample(this.#engine, plan, given))
   }
 
   /**
@@ -551,7 +471,7 @@ export class DiT {
     const given = options.check(trainSchema, trainOptions)
     const host = this.#startTraining()
     try {
-      yield* train(host, data, given)
+      yield* tracedTraining(this, train(host, data, given))
     } finally {
       await host.release()
     }
@@ -636,6 +556,7 @@ export class DiT {
    * await dit.sample(0).finally(() => dit.close())
    */
   close(): Promise<void> {
+    this.#telemetry.close()
     return this.#engine.close()
   }
 

@@ -26,8 +26,10 @@ export interface PreviewEvent {
   steps: number
 }
 
-/** How long a call took, in seconds: its solver steps, and the decoding of its images. */
+/** How long a call took, in seconds: waiting, its solver steps, and the decoding of its images. */
 export interface Timings {
+  /** From the call to the first step of its first image. */
+  queueSeconds: number
   /** From the first step of the call's images to their last, shared with whatever is made meanwhile. */
   sampleSeconds: number
   /** Of the VAE's decoder, over all images; 0 without one. */

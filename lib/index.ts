@@ -6,12 +6,7 @@ export {
 } from './data/features.js'
 export type { SkippedItem, TrainingData, TrainingItem } from './data/types.js'
 export type { DeviceInfo } from './devices.js'
-export {
-  type DenoiseOptions,
-  DiT,
-  type MemoryInfo,
-  type ModelStats,
-} from './dit.js'
+export { type DenoiseOptions, DiT } from './dit.js'
 export { DiTError, type DiTErrorCode } from './errors.js'
 export type {
   ImagesEvent,
@@ -31,6 +26,7 @@ export type {
 export { imageGrid, type Pixels, RawImage } from './image.js'
 export type { ClassNames, Label } from './labels.js'
 export type { SourceInfo } from './loading.js'
+export type { MemoryInfo, ModelStats } from './model_info.js'
 export type {
   BatchOptions,
   CreateOptions,

@@ -85,6 +85,7 @@ Napi::Object fromEvent(Napi::Env env, const JobEvent& event) {
       object["shape"] = shape;
       object["trainer"] = event.trainer ? fromTrainerInfo(env, *event.trainer) : env.Null();
       object["step"] = event.step ? fromStepResult(env, *event.step) : env.Null();
+      object["queueSeconds"] = event.queueSeconds;
       object["sampleSeconds"] = event.sampleSeconds;
       object["decodeSeconds"] = event.decodeSeconds;
       break;

@@ -54,6 +54,7 @@ class Call {
         caller(caller),
         callerName(request.caller),
         priority(request.priority),
+        began(now),
         deadline(now + request.deadline),
         rowsPerStep_(static_cast<double>(request.rows) / static_cast<double>(request.steps)),
         images_(request.images),
@@ -63,7 +64,7 @@ class Call {
   const uint64_t caller;
   const std::string callerName;
   const int32_t priority;
-  const double deadline;  // in the time of steadySeconds()
+  const double began, deadline;  // in the time of steadySeconds()
 
  private:
   friend class Calls;

@@ -131,8 +131,9 @@ struct JobEvent {
   // Progress: steps of all images (or numbers, while loading) done and in all. Preview: steps of
   // image number `image`.
   int64_t done = 0, total = 0, image = 0;
-  // Done, of a sample job: seconds from its first step to its last, and in decoding.
-  double sampleSeconds = 0, decodeSeconds = 0;
+  // Done, of a sample job: seconds from its call to its first step, from there to its last, and in
+  // decoding.
+  double queueSeconds = 0, sampleSeconds = 0, decodeSeconds = 0;
   // Images [n, height, width, channels], or floats of `shape`.
   std::vector<uint8_t> bytes;
   int64_t height = 0, width = 0, channels = 0;

@@ -188,6 +188,7 @@ void SamplingJobs::report(Active& active) {
   active.steps = done;
   queue_.progress(*active.job, done, steps * static_cast<int64_t>(active.images.size()));
   if (!active.ready()) return;
+  active.result.queueSeconds = active.startedAt - active.job->call->began;
   active.result.sampleSeconds = steadySeconds() - active.startedAt - active.result.decodeSeconds;
   queue_.finish(*active.job, std::move(active.result), model_.info());
 }
