@@ -37,8 +37,9 @@ export interface ModelStats {
   rounds: number
   /** Seconds spent on them and on decoding, in all. */
   busySeconds: number
-  /** Seconds of a round, and of one of its rows (a guided image has two): moving averages. */
+  /** Seconds of a round: a moving average. */
   roundSeconds: number
+  /** Seconds of one of its rows, of which a guided image has two: a moving average. */
   rowSeconds: number
   /** Images finished in a second of work: a moving average. Absent before the first. */
   imagesPerSecond?: number

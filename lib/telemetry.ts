@@ -48,13 +48,20 @@ export interface Measured {
 
 const nothing = { weights: 0, vae: 0, activations: 0, training: 0 }
 
+interface TracedOptions {
+  attributes?: Attributes
+  signal?: AbortSignal | undefined
+  /** In milliseconds since 1970; default: now. */
+  startTime?: number
+}
+
 /** Runs `work` within a span, which tells how it ended. @internal */
 export async function traced<T>(
   name: string,
-  { attributes = {}, signal }: { attributes?: Attributes; signal?: AbortSignal | undefined },
+  { attributes = {}, signal, startTime = Date.now() }: TracedOptions,
   work: (span: Span) => Promise<T>,
 ): Promise<T> {
-  const span = trace.getTracer(scope, version()).startSpan(name, { attributes })
+  const span = trace.getTracer(scope, version()).startSpan(name, { attributes, startTime })
   try {
     return await context.with(trace.setSpan(context.active(), span), () => work(span))
   } catch (error) {
@@ -161,7 +168,7 @@ export class Telemetry {
     const [first] = parts
     const seed = made[0]?.seed
     const begin = performance.now()
-    const began = Date.now()
+    const startTime = Date.now()
     const attributes = {
       ...this.#span,
       'dit.images': call.images,
@@ -179,12 +186,12 @@ export class Telemetry {
       const seconds = (performance.now() - begin) / 1000
       this.#duration.record(seconds, { ...this.#metric, ...operation, ...more })
     }
-    return traced('dit.sample', { attributes, signal }, async (span) => {
+    return traced('dit.sample', { attributes, signal, startTime }, async (span) => {
       try {
         const done = await work()
         record()
         this.#queue.record(done.queueSeconds, this.#metric)
-        if (span.isRecording()) tellPhases(span, began, done, output)
+        if (span.isRecording()) tellPhases(span, startTime, done, output)
         return done
       } catch (error) {
         const cancelled = signal?.aborted && error === signal.reason

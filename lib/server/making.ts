@@ -60,7 +60,7 @@ export async function make(
   const encoded = keys.map((key) => (key === undefined ? undefined : cache.get(key)))
   const missing = labels.flatMap((_, i) => (encoded[i] === undefined ? [i] : []))
   const seeds = (order.seeds ?? seedsFrom(undefined, labels.length)).map(shortSeed)
-  let timings: Timings = { sampleSeconds: 0, decodeSeconds: 0 }
+  let timings: Timings = { queueSeconds: 0, sampleSeconds: 0, decodeSeconds: 0 }
   if (missing.length > 0) {
     const { images, ...times } = await sample(order, job, missing, seeds, onAdmitted)
     timings = times

@@ -91,6 +91,7 @@ const images = object({
   id: text,
   images: list(image),
   timings: object({
+    queueSeconds: number,
     sampleSeconds: number,
     decodeSeconds: number,
     totalSeconds: number,
