@@ -46,13 +46,8 @@ Napi::Value schedule(const Napi::CallbackInfo& info) {
   });
 }
 
-void onExit(const Napi::CallbackInfo& info) { Session::endAll(info.Env()); }
-
 Napi::Object init(Napi::Env env, Napi::Object exports) {
   env.SetInstanceData(new OpenSessions);
-  const auto process = env.Global().Get("process").As<Napi::Object>();
-  process.Get("on").As<Napi::Function>().Call(
-      process, {Napi::String::New(env, "exit"), Napi::Function::New<onExit>(env, "endSessions")});
   exports["Model"] = ModelWrap::define(env);
   exports["cpuDevice"] = Napi::Function::New<cpuDevice>(env, "cpuDevice");
   exports["cudaDevices"] = Napi::Function::New<cudaDevices>(env, "cudaDevices");

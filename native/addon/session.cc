@@ -1,5 +1,7 @@
 #include "addon/session.h"
 
+#include <initializer_list>
+
 #include "addon/convert.h"
 
 namespace dit::addon {
@@ -19,12 +21,36 @@ Napi::Object eventOrFailure(Napi::Env env, const JobEvent& event) {
   }
 }
 
+// Calls into JavaScript from the event loop. What it throws, null included, becomes an uncaught
+// exception instead of a warning or an abort: hence the C calls.
+void callFromLoop(Napi::Env env, napi_value self, napi_value function,
+                  std::initializer_list<napi_value> arguments) {
+  if (napi_call_function(env, self, function, arguments.size(), arguments.begin(), nullptr) !=
+      napi_pending_exception) {
+    return;
+  }
+  napi_value thrown = nullptr;
+  if (napi_get_and_clear_last_exception(env, &thrown) == napi_ok) napi_fatal_exception(env, thrown);
+}
+
+Napi::Object processOf(Napi::Env env) { return env.Global().Get("process").As<Napi::Object>(); }
+
 }  // namespace
 
 Session::Session(Napi::Env env)
     : env_(env), runner_(new Runner([this](JobEvent&& event) { post(std::move(event)); })) {}
 
 std::shared_ptr<Session> Session::open(Napi::Env env, const Napi::Function& listener) {
+  const Napi::Object process = processOf(env);
+  // Its listeners of 'exit' run, ours among them.
+  DIT_CHECK(!process.Get("_exiting").ToBoolean(), ErrorCode::Closed, "The process is ending");
+  auto& open = *env.GetInstanceData<OpenSessions>();
+  if (open.exitListener.IsEmpty()) {
+    const auto exitListener = Napi::Function::New<processExits>(env, "endSessions");
+    process.Get("on").As<Napi::Function>().Call(process,
+                                                {Napi::String::New(env, "exit"), exitListener});
+    open.exitListener = Napi::Persistent(exitListener);
+  }
   const std::shared_ptr<Session> session(new Session(env));
   auto context = std::make_unique<Context>(session);
   session->channel_ = Channel::New(
@@ -34,14 +60,14 @@ std::shared_ptr<Session> Session::open(Napi::Env env, const Napi::Function& list
   session->channel_.Unref(env);
   // Registered after the thread-safe function, so that it runs before that function's own hook.
   napi_add_env_cleanup_hook(env, environmentEnds, session.get());
-  env.GetInstanceData<OpenSessions>()->sessions.insert(session.get());
+  open.sessions.insert(session.get());
   return session;
 }
 
 Session::~Session() = default;
 
-void Session::endAll(Napi::Env env) {
-  const std::set<Session*> open = env.GetInstanceData<OpenSessions>()->sessions;
+void Session::processExits(const Napi::CallbackInfo& info) {
+  const std::set<Session*> open = info.Env().GetInstanceData<OpenSessions>()->sessions;
   for (Session* session : open) session->joinThread();
 }
 
@@ -84,23 +110,24 @@ void Session::callJs(Napi::Env env, Napi::Function listener, Context* session, v
 
 void Session::deliver(const Napi::Function& listener, const JobEvent& event) {
   const bool last = event.kind == JobEvent::Kind::Done || event.kind == JobEvent::Kind::Failed;
-  const napi_value argument = eventOrFailure(env_, event);
-  // The one place that calls into JavaScript. What it throws, null included, becomes an uncaught
-  // exception instead of a warning or an abort: hence the C calls.
-  if (napi_call_function(env_, env_.Undefined(), listener, 1, &argument, nullptr) ==
-      napi_pending_exception) {
-    napi_value thrown = nullptr;
-    if (napi_get_and_clear_last_exception(env_, &thrown) == napi_ok) {
-      napi_fatal_exception(env_, thrown);
-    }
-  }
+  callFromLoop(env_, env_.Undefined(), listener, {eventOrFailure(env_, event)});
   if (!last) return;
   if (--underWay_ == 0 && !ended()) channel_.Unref(env_);
   if (closing_ && event.job == closeJob_ && !ended()) {
     joinThread();
     napi_remove_env_cleanup_hook(env_, environmentEnds, this);
     channel_.Release();
+    stopListening();
   }
+}
+
+void Session::stopListening() {
+  auto& open = *env_.GetInstanceData<OpenSessions>();
+  if (!open.sessions.empty()) return;
+  const Napi::Object process = processOf(env_);
+  callFromLoop(env_, process, process.Get("off"),
+               {Napi::String::New(env_, "exit"), open.exitListener.Value()});
+  open.exitListener.Reset();
 }
 
 void Session::joinThread() {

@@ -23,15 +23,13 @@ namespace dit::addon {
 //
 // Node runs an environment's cleanup hooks when a worker ends or a script comes to its end, but not
 // in process.exit(), which goes on to the destructors of the libraries that the model's thread is
-// using. So the addon also listens to the process's event 'exit' (`endAll`).
+// using. So while there are sessions the addon also listens to the process's event 'exit'; and once
+// that event is being told, no session can be opened.
 class Session : public std::enable_shared_from_this<Session> {
  public:
   // `listener` is called with every event of every job.
   static std::shared_ptr<Session> open(Napi::Env env, const Napi::Function& listener);
   ~Session();
-
-  // Joins the threads of all sessions of this environment, which is about to end.
-  static void endAll(Napi::Env env);
 
   // Asks the runner for a job; throws Closed when there is none any more.
   template <typename Request>
@@ -60,6 +58,8 @@ class Session : public std::enable_shared_from_this<Session> {
   void deliver(const Napi::Function& listener, const JobEvent& event);
   void began();
   void joinThread();
+  void stopListening();
+  static void processExits(const Napi::CallbackInfo& info);
   static void environmentEnds(void* session);
 
   Napi::Env env_;
@@ -71,9 +71,11 @@ class Session : public std::enable_shared_from_this<Session> {
   bool closing_ = false;  // closeJob_ is set
 };
 
-// The sessions of an environment whose threads run: its instance data.
+// The sessions of an environment whose threads run: its instance data. Only while there are any
+// does it listen to 'exit': a program may load the addon many times (tests that forget modules do).
 struct OpenSessions {
   std::set<Session*> sessions;
+  Napi::FunctionReference exitListener;  // empty: not listening
 };
 
 }  // namespace dit::addon

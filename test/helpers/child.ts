@@ -20,6 +20,14 @@ export function runModule(source: string, ...flags: string[]): Promise<Ended> {
   return run([process.execPath, ...moduleArguments(source, flags)])
 }
 
+/**
+ * Runs a CommonJS script, given as text, in the root of the repository, where `DiT` is that of the
+ * compiled package (dist/), as users have it.
+ */
+export function runScript(source: string, ...flags: string[]): Promise<Ended> {
+  return run([process.execPath, ...flags, '-e', `const { DiT } = require('dit-native')\n${source}`])
+}
+
 /** The same in a process that can write no file of more than `kilobytes`, as if the disk were full. */
 export function runModuleWithin(kilobytes: number, source: string): Promise<Ended> {
   const shell = ['bash', '-c', 'ulimit -f "$0" && exec "$@"', String(kilobytes)]

@@ -19,7 +19,7 @@ std::string fixturePath(std::string_view name);
 std::string readFile(const std::string& path);
 Json readJson(const std::string& path);
 
-// A safetensors file in memory (u64 length of the header, JSON header, data). Its tensors are
+// A safetensors file (u64 length of the header, JSON header, data) in memory. Its tensors are
 // views that live as long as the file. `Fixture file("vae_tiny/io.safetensors")`.
 class Fixture {
  public:
