@@ -1,3 +1,5 @@
+import { isError } from './realms.js'
+
 /** The codes, at run time; `DiTErrorCode` explains them. */
 export const ditErrorCodes = [
   'ERR_DIT_OPTION',
@@ -117,7 +119,7 @@ const systemProblems: Record<string, string> = {
 
 /** An error of the file system as `ERR_DIT_FILE`; a `DiTError` or an abort passes unchanged. */
 export function fileError(file: string, action: 'read' | 'write', cause: unknown): unknown {
-  if (cause instanceof DiTError || !(cause instanceof Error)) return cause
+  if (cause instanceof DiTError || !isError(cause)) return cause
   const code = (cause as NodeJS.ErrnoException).code
   if (cause.name === 'AbortError' || code === undefined) return cause
   const problem = systemProblems[code] ?? cause.message

@@ -3,6 +3,7 @@ import path from 'node:path'
 import { setImmediate } from 'node:timers/promises'
 import { DiTError, fileError, invalidOption, show } from './errors.js'
 import type { Seed } from './options.js'
+import { isUint8Array } from './realms.js'
 
 /** Pixels, as every image library takes them: rows from the top, channels innermost, 8 bits each. */
 export interface Pixels {
@@ -138,7 +139,7 @@ export function checkPixels(name: string, pixels: unknown): Pixels {
   const { data, width, height, channels } = (pixels ?? {}) as Partial<Pixels>
   const sizes = [width, height, channels]
   if (
-    !(data instanceof Uint8Array) ||
+    !isUint8Array(data) ||
     !sizes.every((size) => Number.isSafeInteger(size) && (size as number) > 0)
   ) {
     throw invalidOption(name, 'pixels { data: Uint8Array, width, height, channels }', pixels)

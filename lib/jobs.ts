@@ -9,6 +9,7 @@ import type {
 } from '../bindings.js'
 import { DiTError, type DiTErrorCode, ditErrorCodes } from './errors.js'
 import { native } from './native.js'
+import { isError } from './realms.js'
 
 /** @internal */
 export type DoneEvent = Extract<JobEvent, { kind: 'done' }>
@@ -216,6 +217,6 @@ export function nativeError(error: unknown): DiTError {
   return new DiTError(
     known ? (code as DiTErrorCode) : 'ERR_DIT_INTERNAL',
     message ?? String(error),
-    { ...(error instanceof Error && { cause: error }), retryAfter },
+    { ...(isError(error) && { cause: error }), retryAfter },
   )
 }

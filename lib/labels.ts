@@ -1,5 +1,6 @@
 import { DiTError, invalidOption, show } from './errors.js'
 import type { DiTConfig } from './formats/types.js'
+import { isFloat32Array } from './realms.js'
 
 /**
  * What an image is to show: a class by its number (0 to `numClasses - 1`; `numClasses` itself is the
@@ -40,7 +41,7 @@ export function resolveLabels(
   const vectors: (Float32Array | null)[] = []
   for (const [i, label] of list.entries()) {
     const where = Array.isArray(labels) ? `${name}[${i}]` : name
-    const isVector = label instanceof Float32Array
+    const isVector = isFloat32Array(label)
     if (isVector) checkEmbedding(where, label, config)
     classes.push(isVector ? -1 : resolveClass(where, label, config, classNames))
     vectors.push(isVector ? label : null)

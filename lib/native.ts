@@ -3,7 +3,8 @@ import { createRequire } from 'node:module'
 import path from 'node:path'
 import type * as Native from '../bindings.js'
 import { DiTError } from './errors.js'
-import { packageRoot } from './root.cjs'
+import { isError } from './realms.js'
+import { modulesFolder, packageRoot } from './root.cjs'
 
 /** The surface of the binary. @internal */
 export type Binding = typeof Native
@@ -23,6 +24,15 @@ let binding: Binding | undefined
 
 /** The file of the native part. Throws ERR_DIT_PLATFORM when there is none. @internal */
 export function nativeFile(): string {
+  if (!isInPackage()) {
+    throw new DiTError(
+      'ERR_DIT_PLATFORM',
+      `dit-native looks for its binary and its model beside its own files, but its code was bundled ` +
+        `into ${modulesFolder}. Make it an external package of the bundle (esbuild: ` +
+        `external: ['dit-native']; webpack: externals; Next.js: serverExternalPackages), to be ` +
+        'installed where the bundle runs',
+    )
+  }
   const file = candidates.map((name) => path.join(packageRoot, name)).find(existsSync)
   if (file !== undefined) return file
   throw new DiTError('ERR_DIT_PLATFORM', `dit-native has no binary for this machine. ${buildHint}`)
@@ -41,13 +51,19 @@ export function native(): Binding {
   return binding
 }
 
+/** Whether this module stands where the package has it: in a bundle it does not. */
+function isInPackage(): boolean {
+  const file = path.join(packageRoot, 'package.json')
+  return existsSync(file) && (requireFile(file) as { name?: string }).name === 'dit-native'
+}
+
 function load(): Binding {
   const file = nativeFile()
   let loaded: Binding
   try {
     loaded = requireFile(file) as Binding
   } catch (cause) {
-    const reason = cause instanceof Error ? cause.message : String(cause)
+    const reason = isError(cause) ? cause.message : String(cause)
     throw new DiTError('ERR_DIT_PLATFORM', `Cannot load ${file}: ${reason}. ${buildHint}`, {
       cause,
     })

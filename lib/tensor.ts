@@ -1,4 +1,5 @@
 import { DiTError, invalidOption } from './errors.js'
+import { isFloat32Array } from './realms.js'
 
 /**
  * Numbers with a shape, row-major: element (i, j, k) of shape [A, B, C] is data[(i * B + j) * C + k].
@@ -55,7 +56,7 @@ export function checkTensor(name: string, value: unknown, expected: readonly Dim
 export function isTensor(value: unknown): value is Tensor {
   if (typeof value !== 'object' || value === null) return false
   const { data, shape } = value as Partial<Tensor>
-  return data instanceof Float32Array && Array.isArray(shape)
+  return isFloat32Array(data) && Array.isArray(shape)
 }
 
 /** Elements `begin` to `end` of dimension 0: the same memory. @internal */

@@ -1,6 +1,7 @@
 // Items that the caller makes: an array, an iterable, or a function that gives one from a position on.
 
 import { DiTError, invalidOption, show } from '../errors.js'
+import { isFloat32Array, isUint8Array } from '../realms.js'
 import { mirror } from './crop.js'
 import { Decoder } from './decoder.js'
 import { epochOrder } from './order.js'
@@ -78,8 +79,7 @@ class ItemReader {
 /** An item of the caller's, checked as far as all items must be the same. */
 function checkItem(name: string, item: unknown): { image: unknown; label: unknown } {
   const { image, label } = (item ?? {}) as { image?: unknown; label?: unknown }
-  const isImage =
-    image instanceof Float32Array || image instanceof Uint8Array || typeof image === 'string'
+  const isImage = isFloat32Array(image) || isUint8Array(image) || typeof image === 'string'
   if (isImage) return { image, label }
   const expected = '{ image, label }, the image a Float32Array, Uint8Array or path,'
   throw invalidOption(name, expected, typeof item === 'object' ? image : item)
@@ -87,7 +87,7 @@ function checkItem(name: string, item: unknown): { image: unknown; label: unknow
 
 /** Whether the items are images or latents, by the first: both are told by how many numbers there are. */
 function kindOf(image: unknown, model: OpenDataOptions['model']): 'images' | 'latents' {
-  if (!(image instanceof Float32Array) || model.vae === undefined) return 'images'
+  if (!isFloat32Array(image) || model.vae === undefined) return 'images'
   return image.length === count(latentShape(model)) ? 'latents' : 'images'
 }
 
@@ -119,7 +119,7 @@ export async function openItems(data: GivenItems, options: OpenDataOptions): Pro
     const name = `item ${position}`
     const { image, label: given } = checkItem(name, item)
     const label = itemLabel(name, given, model)
-    if (!(image instanceof Float32Array)) return decode(name, image as never, label, mirrored)
+    if (!isFloat32Array(image)) return decode(name, image as never, label, mirrored)
     checkNumbers(name, image, shape, model)
     if (!mirrored) return { x: image, deviation: null, label }
     const x = image.slice()

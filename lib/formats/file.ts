@@ -40,10 +40,26 @@ export async function exists(file: string): Promise<boolean> {
   }
 }
 
+/**
+ * Opens a file, hands it to `use` and closes it, whatever happens. Not by `await using`: Node 20 has
+ * its symbols in the main context alone, and Jest 29 runs programs in others.
+ */
+export async function withFile<T>(
+  file: string,
+  use: (handle: FileHandle) => Promise<T>,
+  flags = 'r',
+): Promise<T> {
+  const handle = await open(file, flags)
+  try {
+    return await use(handle)
+  } finally {
+    await handle.close()
+  }
+}
+
 /** Has the disk keep a file, or a folder's list of files, whatever happens. */
 export async function sync(file: string): Promise<void> {
-  await using handle = await open(file)
-  await handle.sync()
+  await withFile(file, (handle) => handle.sync())
 }
 
 /** How the name of a file ends that is not whole yet. */
@@ -60,9 +76,11 @@ export async function writeWhole(
   const part = `${file}.${process.pid}-${randomBytes(4).toString('hex')}${partEnd}`
   try {
     try {
-      await using handle = await open(part, 'wx')
-      for await (const bytes of parts) await handle.writeFile(bytes)
-      await handle.sync()
+      const write = async (handle: FileHandle) => {
+        for await (const bytes of parts) await handle.writeFile(bytes)
+        await handle.sync()
+      }
+      await withFile(part, write, 'wx')
     } catch (error) {
       await rm(part, { force: true })
       throw error

@@ -22,6 +22,7 @@ import {
   modelInfo,
 } from '@huggingface/hub'
 import { DiTError, fileError, invalidOption, show } from '../errors.js'
+import { isError } from '../realms.js'
 import { exists } from './file.js'
 import { openFolder, type Place, pipelineFolders } from './place.js'
 import type { ResolveOptions } from './types.js'
@@ -259,14 +260,13 @@ class Hub {
 
   private explain(what: string, cause: unknown): unknown {
     if (cause instanceof DiTError) return cause
-    if (cause instanceof Error && 'syscall' in cause && 'path' in cause) {
+    if (isError(cause) && 'syscall' in cause && 'path' in cause) {
       return fileError(this.folder, 'write', cause)
     }
     const start = `${this.id}: cannot get ${what} from ${this.access.hubUrl}`
     if (!(cause instanceof HubApiError)) {
-      const text = cause instanceof Error ? cause.message : String(cause)
-      const inner =
-        cause instanceof Error && cause.cause instanceof Error ? ` (${cause.cause.message})` : ''
+      const text = isError(cause) ? cause.message : String(cause)
+      const inner = isError(cause) && isError(cause.cause) ? ` (${cause.cause.message})` : ''
       return new Unreachable(`${start}: ${text}${inner}. Check the network, then try again`, {
         cause,
       })

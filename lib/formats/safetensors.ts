@@ -3,10 +3,10 @@
 // Offsets count from the end of the header; everything is little-endian and row-major; the tensors
 // fill the rest of the file without overlap and without holes.
 
-import { open } from 'node:fs/promises'
+import type { FileHandle } from 'node:fs/promises'
 import * as v from 'valibot'
 import { badFormat, fileError, invalidOption, show } from '../errors.js'
-import { checkNotPointer, readFully } from './file.js'
+import { checkNotPointer, readFully, withFile } from './file.js'
 import { parseJson } from './json.js'
 import { contiguousStrides, elementCount, isDType, type TensorMap } from './tensor.js'
 import { type DType, itemSize } from './types.js'
@@ -39,29 +39,29 @@ const metadataSchema = v.record(v.string(), v.string())
  */
 export async function readSafetensors(file: string): Promise<SafetensorsFile> {
   try {
-    await using handle = await open(file)
-    const fileBytes = (await handle.stat()).size
-    const start = await readFully(handle, file, 0, Math.min(8, fileBytes))
-    if (start.length < 8) {
-      throw badFormat(
-        file,
-        `a safetensors file starts with 8 bytes of length, this has ${fileBytes}`,
-      )
-    }
-    checkNotPointer(start, file)
-    const headerBytes = start.readBigUInt64LE()
-    if (headerBytes > maxHeaderBytes || Number(headerBytes) + 8 > fileBytes) {
-      throw badFormat(
-        file,
-        `the safetensors header is said to have ${headerBytes} bytes; the file has ${fileBytes} and ` +
-          `at most ${maxHeaderBytes} are read. The file is cut off or is no safetensors file`,
-      )
-    }
-    const header = await readFully(handle, file, 8, Number(headerBytes))
-    return parseHeader(file, header, fileBytes)
+    return await withFile(file, (handle) => readOpen(file, handle))
   } catch (cause) {
     throw fileError(file, 'read', cause)
   }
+}
+
+async function readOpen(file: string, handle: FileHandle): Promise<SafetensorsFile> {
+  const fileBytes = (await handle.stat()).size
+  const start = await readFully(handle, file, 0, Math.min(8, fileBytes))
+  if (start.length < 8) {
+    throw badFormat(file, `a safetensors file starts with 8 bytes of length, this has ${fileBytes}`)
+  }
+  checkNotPointer(start, file)
+  const headerBytes = start.readBigUInt64LE()
+  if (headerBytes > maxHeaderBytes || Number(headerBytes) + 8 > fileBytes) {
+    throw badFormat(
+      file,
+      `the safetensors header is said to have ${headerBytes} bytes; the file has ${fileBytes} and ` +
+        `at most ${maxHeaderBytes} are read. The file is cut off or is no safetensors file`,
+    )
+  }
+  const header = await readFully(handle, file, 8, Number(headerBytes))
+  return parseHeader(file, header, fileBytes)
 }
 
 function parseHeader(file: string, header: Buffer, fileBytes: number): SafetensorsFile {

@@ -1,6 +1,6 @@
 // From what a user calls a model to checked lists of tensors: `resolveSource`.
 
-import { open, stat } from 'node:fs/promises'
+import { stat } from 'node:fs/promises'
 import path from 'node:path'
 import * as v from 'valibot'
 import { badFormat, DiTError, fileError, invalidOption, show } from '../errors.js'
@@ -14,7 +14,7 @@ import {
   trainingArguments,
 } from './dit_config.js'
 import { ditShapes, ditTensors, ignoredInDit } from './dit_names.js'
-import { exists, readFully } from './file.js'
+import { exists, readFully, withFile } from './file.js'
 import { parseJson, readJson } from './json.js'
 import { type Matched, matchTensors } from './names.js'
 import {
@@ -369,8 +369,9 @@ async function readFile(file: string, { weights }: ResolveOptions): Promise<Weig
 async function kindOf(file: string): Promise<'safetensors' | 'torch'> {
   let start: Buffer
   try {
-    await using handle = await open(file)
-    start = await readFully(handle, file, 0, Math.min(9, (await handle.stat()).size))
+    start = await withFile(file, async (handle) => {
+      return readFully(handle, file, 0, Math.min(9, (await handle.stat()).size))
+    })
   } catch (cause) {
     throw fileError(file, 'read', cause)
   }
@@ -406,9 +407,10 @@ async function checkCopies(copies: Matched['copies']): Promise<void> {
 
 async function readStart(part: TensorPart, length: number): Promise<Buffer> {
   try {
-    await using handle = await open(part.file)
-    const { size } = await handle.stat()
-    return await readFully(handle, part.file, part.offset, Math.min(length, size - part.offset))
+    return await withFile(part.file, async (handle) => {
+      const { size } = await handle.stat()
+      return readFully(handle, part.file, part.offset, Math.min(length, size - part.offset))
+    })
   } catch (cause) {
     throw fileError(part.file, 'read', cause)
   }

@@ -4,10 +4,10 @@
 //   <name>/byteorder    'little' (newer versions)
 // A tensor is a strided view of a storage; several may share one.
 
-import { type FileHandle, open } from 'node:fs/promises'
+import type { FileHandle } from 'node:fs/promises'
 import yauzl from 'yauzl'
 import { badFormat, fileError, show } from '../errors.js'
-import { checkNotPointer, readFully } from './file.js'
+import { checkNotPointer, readFully, withFile } from './file.js'
 import { PickleError, PickleGlobal, type PickleHost, PickleObject, parsePickle } from './pickle.js'
 import { elementCount } from './tensor.js'
 import { type DType, itemSize, type TensorPart } from './types.js'
@@ -81,31 +81,29 @@ const dtypes: Record<string, DType> = {
  */
 export async function readTorch(file: string): Promise<unknown> {
   try {
-    await using handle = await open(file)
-    const { size } = await handle.stat()
-    const start = await readFully(handle, file, 0, Math.min(64, size))
-    checkStart(start, file)
-    const { root, entries } = await readArchive(file, handle, size)
-    const pickle = entries.get('data.pkl')
-    if (pickle === undefined) throw badFormat(file, 'the archive has no data.pkl: not a torch file')
-    if (pickle.bytes > maxPickleBytes) {
-      throw badFormat(
-        file,
-        `data.pkl has ${pickle.bytes} bytes; at most ${maxPickleBytes} are read`,
-      )
-    }
-    const order = entries.get('byteorder')
-    if (order !== undefined) {
-      const text = (
-        await readFully(handle, file, order.offset, Math.min(order.bytes, 16))
-      ).toString()
-      if (text !== 'little') throw badFormat(file, `the byte order is ${show(text)}, not 'little'`)
-    }
-    const bytes = await readFully(handle, file, pickle.offset, pickle.bytes)
-    return unpickle(file, root, bytes, entries)
+    return await withFile(file, (handle) => readOpen(file, handle))
   } catch (cause) {
     throw fileError(file, 'read', cause)
   }
+}
+
+async function readOpen(file: string, handle: FileHandle): Promise<unknown> {
+  const { size } = await handle.stat()
+  const start = await readFully(handle, file, 0, Math.min(64, size))
+  checkStart(start, file)
+  const { root, entries } = await readArchive(file, handle, size)
+  const pickle = entries.get('data.pkl')
+  if (pickle === undefined) throw badFormat(file, 'the archive has no data.pkl: not a torch file')
+  if (pickle.bytes > maxPickleBytes) {
+    throw badFormat(file, `data.pkl has ${pickle.bytes} bytes; at most ${maxPickleBytes} are read`)
+  }
+  const order = entries.get('byteorder')
+  if (order !== undefined) {
+    const text = (await readFully(handle, file, order.offset, Math.min(order.bytes, 16))).toString()
+    if (text !== 'little') throw badFormat(file, `the byte order is ${show(text)}, not 'little'`)
+  }
+  const bytes = await readFully(handle, file, pickle.offset, pickle.bytes)
+  return unpickle(file, root, bytes, entries)
 }
 
 /** What is no zip archive gets a message of its own. */
