@@ -110,6 +110,11 @@ export class DiT {
     this.#telemetry = new Telemetry(this)
   }
 
+  /** Whether its weights are still those that it was opened with. @internal */
+  get untouched(): boolean {
+    return !this.#trained
+  }
+
   /** Names of the classes by number; empty when the model came without. */
   get classNames(): ClassNames {
     return this.#classNames

@@ -140,7 +140,7 @@ function serveOptions(flags: ServeFlags, progress: Progress): ServeOptions {
     ...(flags.rateLimit !== undefined && { rateLimit: { requests: flags.rateLimit } }),
     ...(flags.cacheMb !== undefined && { cacheBytes: flags.cacheMb << 20 }),
     ...(flags.trustProxy && { trustProxy: true }),
-    ...(flags.log && { logger: true }),
+    logger: flags.log ? true : { level: 'error', stream: process.stderr },
     graceSeconds: flags.grace,
     playground: flags.playground,
   }

@@ -28,6 +28,11 @@ export class HttpError extends Error {
   }
 }
 
+/** What a request ends with that nobody waits for any more. @internal */
+export class Abandoned extends Error {
+  override readonly name = 'AbortError'
+}
+
 /** @internal */
 export interface Answer {
   status: number
@@ -36,8 +41,8 @@ export interface Answer {
   retryAfter?: number | undefined
 }
 
-/** Nobody listens any more; what the log and the metrics call it. @internal */
-export const clientClosed = 499
+/** Nobody is there to read it; logs and metrics show it. */
+const statusAbandoned = 499
 
 const statuses: Partial<Record<DiTErrorCode, number>> = {
   ERR_DIT_OPTION: 400,
@@ -62,6 +67,7 @@ export function answerOf(error: unknown): Answer {
     const { status, code, message, more } = error
     return answer(status, code, message, more)
   }
+  if (error instanceof Abandoned) return answer(statusAbandoned, 'cancelled', error.message)
   if (error instanceof DiTError) return answerOfDiT(error)
   const { statusCode, code = 'ERR_HTTP', message } = error as Partial<FastifyError>
   if (statusCode !== undefined && statusCode >= 400 && statusCode < 500) {

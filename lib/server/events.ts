@@ -2,7 +2,8 @@
 
 import type { ServerResponse } from 'node:http'
 import type { FastifyInstance } from 'fastify'
-import { Abandoned, type Job, type JobEvent } from './jobs.js'
+import { Abandoned } from './errors.js'
+import type { Job, JobEvent } from './jobs.js'
 import { cancelAnswers, errorAnswers, eventsAnswers } from './schemas.js'
 import type { Service } from './service.js'
 
@@ -57,7 +58,9 @@ export function addEvents(app: FastifyInstance, service: Service): void {
       },
     },
     async (request, reply) => {
-      jobs.get(request.params.id, tokens.ownerOf(request)).cancel(new Abandoned('cancelled'))
+      jobs
+        .get(request.params.id, tokens.ownerOf(request))
+        .cancel(new Abandoned('The request was cancelled'))
       return reply.code(204).send()
     },
   )
@@ -96,7 +99,8 @@ function sendEvents(job: Job, response: ServerResponse): void {
   response.on('close', () => {
     clearInterval(heartbeat)
     stop()
-    if (!job.ended && job.listeners === 0) job.cancel(new Abandoned('nobody listens any more'))
+    if (!job.ended && job.listeners === 0)
+      job.cancel(new Abandoned('The request was cancelled: nobody listened any more'))
   })
   response.on('error', () => response.destroy())
   stop = job.listen(send)

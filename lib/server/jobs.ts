@@ -16,11 +16,6 @@ export type JobEvent =
 /** @internal */
 export type Listener = (event: JobEvent) => void
 
-/** What an abandoned job rejects with. @internal */
-export class Abandoned extends Error {
-  override readonly name = 'AbortError'
-}
-
 /** One request for images. @internal */
 export class Job {
   readonly id = randomUUID()
@@ -77,9 +72,13 @@ export class Job {
   }
 }
 
+/** What is answered while the server is being stopped. @internal */
+export function drained(): HttpError {
+  return new HttpError(503, 'ERR_DIT_DRAINING', 'The server is being stopped', { retryAfter: 5 })
+}
+
 /** All jobs of a server. @internal */
 export class Jobs {
-  readonly #limits: Settings['limits']
   readonly #running = new Set<Job>()
   /** Those that can be asked for by their ids. */
   readonly #known = new Map<string, Job>()
@@ -89,7 +88,6 @@ export class Jobs {
   #draining = false
 
   constructor(limits: Settings['limits']) {
-    this.#limits = limits
     this.#kept = new LRUCache<string, Job>({
       maxSize: limits.keepBytes,
       maxEntrySize: limits.keepBytes,
@@ -107,16 +105,7 @@ export class Jobs {
     return this.#draining
   }
 
-  /** Lets a request in. Throws 429 when there are too many images under way, 503 while draining. */
   open(images: number, owner: string): Job {
-    if (this.#draining) {
-      throw new HttpError(503, 'ERR_DIT_DRAINING', 'The server is being stopped', { retryAfter: 5 })
-    }
-    const { inFlight } = this.#limits
-    if (this.#images + images > inFlight) {
-      const message = `${this.#images} images are under way, and ${inFlight} may be`
-      throw new HttpError(429, 'ERR_DIT_BUSY', message, { retryAfter: 1 })
-    }
     const job = new Job(images, owner)
     this.#running.add(job)
     this.#images += images
@@ -149,11 +138,7 @@ export class Jobs {
     this.#draining = true
     const none = this.#none()
     const timer = setTimeout(() => {
-      for (const job of this.#running) {
-        job.cancel(
-          new HttpError(503, 'ERR_DIT_DRAINING', 'The server was stopped', { retryAfter: 5 }),
-        )
-      }
+      for (const job of this.#running) job.cancel(drained())
     }, seconds * 1000)
     await none
     clearTimeout(timer)

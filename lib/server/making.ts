@@ -1,7 +1,6 @@
 // From what is asked for to images: those that are remembered, the others from the model.
 
 import { setImmediate } from 'node:timers/promises'
-import type { DiT } from '../dit.js'
 import type { Timings } from '../events.js'
 import type { RawImage } from '../image.js'
 import type { SampleOptions, Seed } from '../options.js'
@@ -134,15 +133,11 @@ function previewFormat({ width, height }: RawImage, format: ImageFormat): ImageF
 async function keysOf(order: Order, cache: ImageCache): Promise<(string | undefined)[]> {
   const { served, labels, seeds, look, format } = order
   if (seeds === undefined || !cache.enabled) return labels.map(() => undefined)
-  const weights = await identity(served.dit)
+  const weights = await served.identity()
+  if (weights === undefined) return labels.map(() => undefined)
   const rest = JSON.stringify([format, look.sampler, look.steps, look.guidance, look.eta ?? 0])
   const interval = JSON.stringify(look.guidanceInterval ?? [0, 1])
   return labels.map((label, i) => [weights, label, seeds[i], rest, interval].join(' '))
-}
-
-/** What makes its images what they are. */
-async function identity(dit: DiT): Promise<string> {
-  return `${await dit.weightsHash()} ${dit.device} ${dit.precision}`
 }
 
 function shortSeed(seed: Seed): Seed {

@@ -18,6 +18,8 @@ export interface Served {
   readonly channels: number
   /** When it was loaded: seconds since 1970. */
   readonly created: number
+  /** What makes its images what they are; undefined where that cannot be told. */
+  identity(): Promise<string | undefined>
 }
 
 /** @internal */
@@ -45,6 +47,7 @@ export class Models {
       height: height * scale,
       channels: vae?.outChannels ?? config.channels,
       created: Math.floor(Date.now() / 1000),
+      identity: () => identify(dit),
     })
   }
 
@@ -76,6 +79,18 @@ export class Models {
       if (this.#lost.has(id)) return `the device of ${id} failed`
       if (isClosed(dit)) return `${id} was closed`
     }
+    return undefined
+  }
+}
+
+/** Weights in training change, or did, and nothing tells how often. */
+async function identify(dit: DiT): Promise<string | undefined> {
+  if (!dit.untouched) return undefined
+  try {
+    return `${await dit.weightsHash()} ${dit.device} ${dit.precision}`
+  } catch (error) {
+    if (error instanceof DiTError && error.code === 'ERR_DIT_CLOSED') return undefined
+    process.emitWarning(`No images are remembered: ${(error as Error).message}`, 'DiTWarning')
     return undefined
   }
 }

@@ -15,8 +15,8 @@ import { addPlayground } from './playground.js'
 import { errorAnswers, healthAnswers } from './schemas.js'
 import { Service } from './service.js'
 
-/** A client that takes nothing of an answer for so long is disconnected. */
-const sendSeconds = 60
+/** A client that has not read its answer by then is disconnected. */
+const sendSeconds = 120
 
 /**
  * A Fastify plugin that serves models: `POST /v1/images`, `GET /v1/images/:id/events`, `POST
@@ -48,6 +48,9 @@ export async function ditServer(app: FastifyInstance, options: DitServerOptions)
   await mount(app, service)
 }
 
+// Fastify's own way to refuse an application of another version.
+Object.assign(ditServer, { [Symbol.for('plugin-meta')]: { name: 'dit-native', fastify: '5.x' } })
+
 /** All routes of a service. @internal */
 export async function mount(app: FastifyInstance, service: Service): Promise<void> {
   const { settings, tokens } = service
@@ -58,8 +61,9 @@ export async function mount(app: FastifyInstance, service: Service): Promise<voi
   app.setSerializerCompiler(() => (data) => JSON.stringify(data))
   app.setErrorHandler(sendError)
   service.metrics.watch(app)
-  app.addHook('onSend', async (_, reply) => {
-    reply.raw.socket?.setTimeout(sendSeconds * 1000)
+  app.addHook('onSend', async (_, { raw }) => {
+    const timer = setTimeout(() => raw.destroy(), sendSeconds * 1000)
+    raw.once('close', () => clearTimeout(timer))
   })
   app.addHook('preClose', () => service.drain())
   app.addHook('onClose', async () => service.metrics.close())

@@ -45,9 +45,11 @@ export interface Server {
 }
 
 /** Whole requests, headers included, must be there in so many seconds: nobody holds a connection by being slow. */
-const headerSeconds = 10
-const requestSeconds = 30
+const headerSeconds = 5
+const requestSeconds = 15
 const keepAliveSeconds = 60
+/** Between the end of the last request and that of the last connection. */
+const closeSeconds = 3
 
 const serveSchema = v.strictObject({
   ...settingsEntries,
@@ -94,6 +96,7 @@ export async function serve(serveOptions: ServeOptions): Promise<Server> {
   }
   given.signal?.throwIfAborted()
   const service = new Service(settings)
+  service.loading = true
   const app = fastify({
     logger: given.logger,
     trustProxy: given.trustProxy,
@@ -118,7 +121,10 @@ export async function serve(serveOptions: ServeOptions): Promise<Server> {
     closing ??= (async () => {
       stop.abort(given.signal?.reason)
       await service.drain()
+      // Those that neither ask nor read hold nothing up.
+      const timer = setTimeout(() => app.server.closeAllConnections(), closeSeconds * 1000)
       await app.close()
+      clearTimeout(timer)
       await Promise.all(models.map((dit) => dit.close()))
     })()
     return closing
@@ -131,6 +137,7 @@ export async function serve(serveOptions: ServeOptions): Promise<Server> {
       models.push(dit)
       service.addModel(id, dit)
     }
+    service.loading = false
     return { url, close }
   } catch (error) {
     await close()

@@ -5,8 +5,8 @@ import type { DiT } from '../dit.js'
 import { DiTError } from '../errors.js'
 import { Tokens } from './access.js'
 import { ImageCache } from './cache.js'
-import { answerOf } from './errors.js'
-import { Abandoned, type Job, Jobs } from './jobs.js'
+import { Abandoned, answerOf, HttpError } from './errors.js'
+import { drained, type Job, Jobs } from './jobs.js'
 import { type Made, make, type Order } from './making.js'
 import { Metrics } from './metrics.js'
 import { Models } from './models.js'
@@ -20,6 +20,8 @@ export class Service {
   readonly cache: ImageCache
   readonly metrics: Metrics
 
+  /** Whether models are still to come. */
+  loading = false
   /** Where the routes are. */
   prefix = ''
   /** What routes that make images are registered with. */
@@ -34,6 +36,8 @@ export class Service {
 
   addModel(id: string, dit: DiT): void {
     this.models.add(id, dit)
+    // Read in the background, so that the first request does not wait for it.
+    if (this.cache.enabled) void this.models.get(id).identity()
   }
 
   /** Who asks, for fair shares. */
@@ -46,12 +50,23 @@ export class Service {
 
   /** Why new requests cannot be answered; undefined when they can. */
   problem(): string | undefined {
-    return this.jobs.draining ? 'the server is being stopped' : this.models.problem()
+    if (this.jobs.draining) return 'the server is being stopped'
+    if (this.loading) return 'a model is being loaded'
+    return this.models.problem()
   }
 
-  /** Lets a request in. Throws 429 and 503. */
-  open(order: Order, request: FastifyRequest): Job {
-    return this.jobs.open(order.labels.length, this.tokens.ownerOf(request))
+  /** Lets a request in. Throws 429 when there are too many images under way, 503 while draining. */
+  open({ served, labels }: Order, request: FastifyRequest): Job {
+    const { inFlight } = this.settings.limits
+    if (this.jobs.draining) throw drained()
+    if (this.jobs.images + labels.length <= inFlight) {
+      return this.jobs.open(labels.length, this.tokens.ownerOf(request))
+    }
+    const message = `${this.jobs.images} images are under way, and ${inFlight} may be`
+    const { imagesPerSecond = 1 } = served.dit.stats()
+    throw new HttpError(429, 'ERR_DIT_BUSY', message, {
+      retryAfter: labels.length / imagesPerSecond,
+    })
   }
 
   /** Makes a job's images. `describe` says what its listeners are told in the end. */
@@ -75,7 +90,7 @@ export class Service {
       if (error instanceof DiTError && error.code === 'ERR_DIT_DEVICE_LOST') {
         this.models.lose(order.served.id)
       }
-      job.emit({ event: 'error', data: describeError(error) })
+      job.emit({ event: 'error', data: { ...answerOf(error).body.error } })
       throw error
     } finally {
       this.jobs.close(job, bytes)
@@ -88,16 +103,12 @@ export class Service {
   }
 }
 
-function describeError(error: unknown): Record<string, unknown> {
-  if (error instanceof Abandoned) return { code: 'cancelled', message: 'The request was cancelled' }
-  return { ...answerOf(error).body.error }
-}
-
 /** Cancels a job when whoever asked for it goes away before the answer. @internal */
 export function cancelOnDisconnect(job: Job, reply: FastifyReply): void {
   const { raw } = reply
   const onClose = () => {
-    if (!raw.writableFinished) job.cancel(new Abandoned('nobody listens any more'))
+    if (!raw.writableFinished)
+      job.cancel(new Abandoned('The request was cancelled: nobody waited any more'))
   }
   // Gone already, while the body was read.
   if (raw.destroyed || raw.closed) onClose()
