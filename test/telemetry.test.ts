@@ -134,36 +134,37 @@ test('spans of a load and a call, within the span of whoever called', async () =
   for (const phase of phases(first)) {
     const start = milliseconds(phase.startTime)
     assert.ok(
-      Math.abs(start - at) < 2,
+      Math.abs(start - at) < 0.01,
       `${phase.name} begins ${start - at} ms after what was before`,
     )
     assert.ok(milliseconds(phase.duration) > 0, phase.name)
     at = milliseconds(phase.endTime)
   }
-  assert.ok(at <= milliseconds(first.endTime) + 2)
+  assert.ok(at <= milliseconds(first.endTime) + 1)
 })
+
+/** Far more work than a test lasts. */
+const endless = new Array(50).fill(1)
 
 test('the wait for a lane is in the span of the queue and in the timings', async () => {
   await using dit = await DiT.load(pipeline, { ...fp32, maxBatch: 1 })
+  const controller = new AbortController()
+  const { signal } = controller
+  const long = dit.sample(endless, { steps: 900, signal }).catch((reason) => reason)
+  while (dit.stats().lanes === 0) await sleep(1)
   taken()
-  const order: string[] = []
-  const [, waited] = await Promise.all([
-    dit.sample(1, { steps: 100 }).then(() => order.push('first')),
-    (async () => {
-      for await (const event of dit.stream(2, { steps: 1 })) {
-        if (event.type === 'images') return event
-      }
-      return assert.unreachable()
-    })(),
-  ])
-  assert.equal(order, ['first'])
-  const all = taken()
-  const [queue] = named(all, 'dit.sample.queue').slice(-1)
-  const steps = named(all, 'dit.sample.steps')[0] as ReadableSpan
-  // One waited for all the steps of the other.
-  const wait = milliseconds((queue as ReadableSpan).duration)
-  assert.ok(wait >= 0.8 * milliseconds(steps.duration), `${wait} ms`)
-  assert.ok(Math.abs(wait - 1000 * (waited as { queueSeconds: number }).queueSeconds) < 1)
+  const waiting = dit.stream(2, { steps: 1, priority: -1 })
+  const first = waiting.next()
+  await sleep(50)
+  controller.abort('enough')
+  assert.is(await long, 'enough')
+  assert.is((await first).value?.type, 'progress')
+  const last = (await waiting.next()).value
+  assert.is((await waiting.next()).done, true)
+  const queueSeconds = last?.type === 'images' ? last.queueSeconds : 0
+  assert.ok(queueSeconds >= 0.045, `${queueSeconds} s`)
+  const [queue] = named(taken(), 'dit.sample.queue') as [ReadableSpan]
+  assert.ok(Math.abs(milliseconds(queue.duration) - 1000 * queueSeconds) < 0.01)
 })
 
 test('how a call failed; an abort is no failure', async () => {
@@ -177,7 +178,7 @@ test('how a call failed; an abort is no failure', async () => {
   assert.is(failed?.attributes['error.type'], 'ERR_DIT_NONFINITE')
 
   // The only lane is taken, and nobody may wait.
-  for await (const _ of dit.stream(0, { steps: 900 })) {
+  for await (const _ of dit.stream(endless, { steps: 900 })) {
     await rejects(() => dit.sample(1), 'ERR_DIT_BUSY', /./)
     break
   }
@@ -186,11 +187,11 @@ test('how a call failed; an abort is no failure', async () => {
 
   while (dit.stats().lanes + dit.stats().waiting > 0) await sleep(1)
   taken()
-  for await (const _ of dit.stream(1, { steps: 500 })) break
+  for await (const _ of dit.stream(endless, { steps: 900 })) break
   while (dit.stats().lanes + dit.stats().waiting > 0) await sleep(1)
   const controller = new AbortController()
-  const call = dit.sample(1, {
-    steps: 500,
+  const call = dit.sample(endless, {
+    steps: 900,
     signal: controller.signal,
     onProgress: () => controller.abort(new Error('enough')),
   })
@@ -223,31 +224,21 @@ test('the span of a training', async () => {
 
 test('metrics: what a model does and has done, until it is closed', async () => {
   const dit = await DiT.load(pipeline, { ...fp32, maxBatch: 2, maxQueue: 4 })
-  let during: Map<string, DataPoint<unknown>[]> | undefined
-  const calls = [0, 1, 2].map((label) =>
-    dit.sample(label, {
-      steps: 200,
-      async onProgress({ step }) {
-        if (label === 0 && step === 50) during = await measured()
-      },
-    }),
-  )
+  // A call of many images, cancelled when it was measured.
+  const long = new AbortController()
+  const many = { steps: 900, signal: long.signal }
+  const cancelledCall = dit.sample(endless, many).catch((reason) => reason)
+  while (dit.stats().lanes < 2) await sleep(1)
+  const during = await measured()
+  long.abort('enough')
+  assert.is(await cancelledCall, 'enough')
+  while (dit.stats().lanes > 0) await sleep(1)
   await rejects(
     () => dit.sample([0, 1, 2, 3, 4], { steps: 3, deadline: 1e-6 }),
     'ERR_DIT_DEADLINE',
     /./,
   )
-  await Promise.all(calls)
-  const controller = new AbortController()
-  const call = dit.sample(1, {
-    steps: 500,
-    signal: controller.signal,
-    onProgress: () => controller.abort('enough'),
-  })
-  await call.then(
-    () => assert.unreachable(),
-    () => {},
-  )
+  for (const label of [0, 1, 2]) await dit.sample(label, { steps: 20 })
   const after = await measured()
   // Points of models that earlier tests closed stay, with what was measured last.
   const limits = after.get('dit.lanes.limit') ?? []
@@ -264,7 +255,7 @@ test('metrics: what a model does and has done, until it is closed', async () => 
     return wanted[0]?.value as number
   }
   assert.is(value(during, 'dit.lanes.used'), 2)
-  assert.is(value(during, 'dit.queue.images'), 1)
+  assert.is(value(during, 'dit.queue.images'), 48)
   assert.is(value(after, 'dit.lanes.limit'), 2)
   assert.is(value(after, 'dit.queue.images'), 0)
   const { images, rounds, roundSeconds, refused, cancelled } = dit.stats()
@@ -272,7 +263,7 @@ test('metrics: what a model does and has done, until it is closed', async () => 
   assert.is(value(after, 'dit.images'), images)
   assert.is(value(after, 'dit.rounds'), rounds)
   assert.is(value(after, 'dit.round.duration'), roundSeconds)
-  assert.ok(rounds >= 400 && roundSeconds > 0)
+  assert.ok(rounds >= 60 && roundSeconds > 0)
   assert.equal([refused.deadline, refused.busy, cancelled], [1, 0, 1])
   assert.is(value(after, 'dit.calls.refused', { 'error.type': 'ERR_DIT_DEADLINE' }), 1)
   assert.is(value(after, 'dit.calls.refused', { 'error.type': 'ERR_DIT_BUSY' }), 0)
