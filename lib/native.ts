@@ -2,7 +2,9 @@ import { existsSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import path from 'node:path'
 import type * as Native from '../bindings.js'
+import { systemFacts } from './doctor/machine.js'
 import { DiTError } from './errors.js'
+import { buildAdvice, type Unfit, whyAbsent, whyRefused } from './platform.js'
 import { isError } from './realms.js'
 import { modulesFolder, packageRoot } from './root.cjs'
 
@@ -10,32 +12,37 @@ import { modulesFolder, packageRoot } from './root.cjs'
 export type Binding = typeof Native
 
 const requireFile = createRequire(path.join(packageRoot, 'package.json'))
-const platform = `${process.platform}-${process.arch}`
 
-/** What is tried, in this order: a build of this copy of the sources, then what came with the package. */
-const candidates = ['build/Release/dit_native.node', `prebuilds/${platform}/node.napi.glibc.node`]
-
-const buildHint =
-  `Binaries are made for linux-x64 with glibc 2.34 or newer; this is ${platform}. To build one here: ` +
-  `install cmake, g++ and oneDNN (Debian, Ubuntu: apt-get install cmake g++ libdnnl-dev), then run ` +
-  `\`npm run build:native\` in ${packageRoot}`
+/**
+ * What is tried, in this order (that of node-gyp-build): a build of this copy of the sources, then what
+ * came with the package. @internal
+ */
+export const binaries: readonly string[] = [
+  'build/Release/dit_native.node',
+  `prebuilds/${process.platform}-${process.arch}/node.napi.glibc.node`,
+].map((name) => path.join(packageRoot, name))
 
 let binding: Binding | undefined
+
+function unusable({ problem, advice }: Unfit, cause?: unknown): DiTError {
+  return new DiTError('ERR_DIT_PLATFORM', `${problem}. ${advice}`, { cause })
+}
 
 /** The file of the native part. Throws ERR_DIT_PLATFORM when there is none. @internal */
 export function nativeFile(): string {
   if (!isInPackage()) {
-    throw new DiTError(
-      'ERR_DIT_PLATFORM',
-      `dit-native looks for its binary and its model beside its own files, but its code was bundled ` +
-        `into ${modulesFolder}. Make it an external package of the bundle (esbuild: ` +
-        `external: ['dit-native']; webpack: externals; Next.js: serverExternalPackages), to be ` +
-        'installed where the bundle runs',
-    )
+    throw unusable({
+      problem:
+        'dit-native looks for its binary and its model beside its own files, but its code was bundled ' +
+        `into ${modulesFolder}`,
+      advice:
+        "Make it an external package of the bundle (esbuild: external: ['dit-native']; webpack: " +
+        'externals; Next.js: serverExternalPackages), to be installed where the bundle runs',
+    })
   }
-  const file = candidates.map((name) => path.join(packageRoot, name)).find(existsSync)
-  if (file !== undefined) return file
-  throw new DiTError('ERR_DIT_PLATFORM', `dit-native has no binary for this machine. ${buildHint}`)
+  const file = binaries.find(existsSync)
+  if (file === undefined) throw unusable(whyAbsent(systemFacts(), packageRoot))
+  return file
 }
 
 /**
@@ -64,17 +71,18 @@ function load(): Binding {
     loaded = requireFile(file) as Binding
   } catch (cause) {
     const reason = isError(cause) ? cause.message : String(cause)
-    throw new DiTError('ERR_DIT_PLATFORM', `Cannot load ${file}: ${reason}. ${buildHint}`, {
-      cause,
-    })
+    const otherwise = {
+      problem: `The binary ${file} cannot be loaded: ${reason}`,
+      advice: `\`dit doctor\` says what it lacks. Install the package anew, or ${buildAdvice(packageRoot)}`,
+    }
+    throw unusable(whyRefused(file, reason, systemFacts(), packageRoot) ?? otherwise, cause)
   }
   const { version } = requireFile('./package.json') as { version: string }
   if (loaded.version !== version) {
-    throw new DiTError(
-      'ERR_DIT_PLATFORM',
-      `${file} was built from version ${loaded.version} of dit-native, but this is ${version}. ` +
-        `Run \`npm run build:native\` in ${packageRoot}`,
-    )
+    throw unusable({
+      problem: `The binary ${file} is of version ${loaded.version}, the package of ${version}`,
+      advice: `Install the package anew, or ${buildAdvice(packageRoot)}`,
+    })
   }
   return loaded
 }

@@ -5,6 +5,7 @@
 import { spawnSync } from 'node:child_process'
 import { existsSync, readFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
+import { missingPackages, works } from './build-tools.mjs'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
 process.chdir(root)
@@ -35,25 +36,7 @@ function run(command, ...args) {
   return spawnSync(command, args, { stdio: ['ignore', 'inherit', 'inherit'] }).status === 0
 }
 
-/** Whether the command runs and succeeds. Its output is not shown. */
-function works(command, args, input = '') {
-  return spawnSync(command, args, { input, stdio: ['pipe', 'ignore', 'ignore'] }).status === 0
-}
-
 // ---- what the system must have ----
-
-/** Debian packages that the build needs and that are not there. */
-function missingPackages() {
-  const missing = []
-  if (!works('cmake', ['--version'])) missing.push('cmake')
-  if (!works('make', ['--version']) && !works('ninja', ['--version'])) missing.push('make')
-  if (!works('g++', ['--version'])) missing.push('g++')
-  // Linked, not only looked for: this is what the build will do.
-  const program = '#include <oneapi/dnnl/dnnl_version.h>\n#include <omp.h>\nint main() {}\n'
-  const flags = ['-x', 'c++', '-', '-fopenmp', '-ldnnl', '-o', '/dev/null']
-  if (missing.includes('g++') || !works('g++', flags, program)) missing.push('libdnnl-dev')
-  return missing
-}
 
 /** How apt-get can be run without asking anybody, or undefined. */
 function aptGet() {

@@ -112,9 +112,12 @@ async function complaints(binary: string): Promise<string> {
   return errors.map(({ problem, advice }) => `${problem}\n${advice}`).join('\n')
 }
 
-/** A copy of the native part, with one text of its tables changed to another of the same length. */
-function patched(from: string, to: string): string {
-  const bytes = readFileSync(nativeFile())
+/**
+ * A copy of the native part, or of a library in the same new folder, with one text of its tables
+ * changed to another of the same length.
+ */
+function patched(from: string, to: string, original = nativeFile()): string {
+  const bytes = readFileSync(original)
   assert.is(from.length, to.length)
   let found = 0
   for (let at = bytes.indexOf(`${from}\0`); at >= 0; at = bytes.indexOf(`${from}\0`, at + 1)) {
@@ -122,15 +125,19 @@ function patched(from: string, to: string): string {
     found++
   }
   assert.ok(found > 0, `the binary does not mention ${from}`)
-  const file = path.join(temporaryFolder(), 'dit_native.node')
+  const file = path.join(temporaryFolder(), path.basename(original))
   writeFileSync(file, bytes)
   return file
 }
 
 test('a library that is missing is named, with the package that has it', async () => {
-  const text = await complaints(patched('libstdc++.so.6', 'libstdc++.so.9'))
-  assert.match(text, /needs the library libstdc\+\+\.so\.9, which is not there/)
-  assert.match(text, /apt-get install libstdc\+\+6/)
+  const text = await complaints(patched('libgomp.so.1', 'libgomp.so.9'))
+  assert.match(text, /needs the library libgomp\.so\.9, which is not there/)
+  assert.match(text, /apt-get install libgomp1/)
+  assert.match(
+    await complaints(patched('libgomp.so.1', 'libdit_mp.so')),
+    /needs the library libdit_mp\.so, which is not there\nIt came with the package/,
+  )
 })
 
 test('a glibc that is too old is told, with both versions', async () => {
@@ -140,7 +147,13 @@ test('a glibc that is too old is told, with both versions', async () => {
 })
 
 test('a libstdc++ that is too old is told', async () => {
-  const text = await complaints(patched('GLIBCXX_3.4', 'GLIBCXX_9.4'))
+  // The binary has a libstdc++ in it; oneDNN asks for the system's.
+  const listed = spawnSync('ldd', [nativeFile()], { encoding: 'utf8' }).stdout
+  const oneDnn = /(\/\S+\/libdnnl\.so\.\d+)/.exec(listed)?.[1]
+  const library = patched('GLIBCXX_3.4', 'GLIBCXX_9.4', oneDnn)
+  const binary = path.join(path.dirname(library), 'dit_native.node')
+  cpSync(nativeFile(), binary)
+  const text = await complaints(binary)
   assert.match(text, /needs a newer libstdc\+\+ \(GLIBCXX_9\.4\)/)
 })
 
@@ -208,7 +221,10 @@ test('without a binary, the installed command says so and fails', () => {
   const { status, stdout, stderr } = doctor(installed([]))
   assert.is(status, 1, stderr)
   assert.match(stdout, /\nbinary +none for this machine\n/)
-  assert.match(stdout, /\nerror: dit-native has no binary for this machine\.\n {2}→ .*build:native/)
+  assert.match(
+    stdout,
+    /\nerror: The package in .* has no binary, though .*\.\n {2}→ .*build:native/,
+  )
 })
 
 test('with a binary that is broken, the installed command says so and fails', () => {

@@ -5,6 +5,7 @@ import { closeSync, existsSync, openSync, readSync } from 'node:fs'
 import path from 'node:path'
 import type { DeviceInfo as NativeDevice } from '../../bindings.js'
 import { runInChild } from '../child.js'
+import { buildAdvice, whyRefused } from '../platform.js'
 import type { Problem } from './doctor.js'
 import type { SystemFacts } from './machine.js'
 
@@ -82,14 +83,6 @@ export async function examineBinary(
   return { facts, probed: value, problems: [] }
 }
 
-/** @internal */
-export function buildAdvice(root: string): string {
-  return (
-    'install cmake, g++ and oneDNN (Debian, Ubuntu: apt-get install cmake g++ libdnnl-dev), then run ' +
-    `\`npm run build:native\` in ${root}`
-  )
-}
-
 /** Packages of Debian and Ubuntu, and of Fedora and its like. */
 const packages: readonly (readonly [RegExp, debian: string, fedora: string])[] = [
   [/^libdnnl\.so/, 'libdnnl2 (Debian 13: libdnnl3)', 'onednn'],
@@ -103,8 +96,9 @@ async function explain(
   file: string,
   reason: string,
   root: string,
-  { platform, arch, glibc, libc }: SystemFacts,
+  system: SystemFacts,
 ): Promise<Problem[]> {
+  const { platform, arch } = system
   const error = (problem: string, advice: string): Problem[] => [
     { severity: 'error', problem, advice },
   ]
@@ -122,31 +116,15 @@ async function explain(
         `no binary for it, ${buildAdvice(root)}`,
     )
   }
-  if (libc !== 'glibc') {
-    return error(
-      `The binary ${file} needs glibc; this system has another C library (${reason})`,
-      `Use an image with glibc, such as node:22-slim in place of node:22-alpine, or ${buildAdvice(root)}`,
-    )
-  }
-  const version = /version `(GLIBC|GLIBCXX|CXXABI)_([\d.]+)' not found/.exec(reason)
-  if (version?.[1] === 'GLIBC') {
-    return error(
-      `The binary ${file} needs glibc ${version[2]} or newer, this system has ${glibc}`,
-      `Use a newer system (Debian 12, Ubuntu 22.04, RHEL 9 or newer), or ${buildAdvice(root)}`,
-    )
-  }
-  if (version) {
-    return error(
-      `The binary ${file} needs a newer libstdc++ (${version[1]}_${version[2]})`,
-      `Use a newer system (Debian 12, Ubuntu 22.04, RHEL 9 or newer), or ${buildAdvice(root)}`,
-    )
-  }
+  const refusal = whyRefused(file, reason, system, root)
+  if (refusal !== undefined) return error(refusal.problem, refusal.advice)
   const missing = await missingLibraries(file, reason)
   if (missing.length > 0) {
     return missing.flatMap((name) => {
       const known = packages.find(([pattern]) => pattern.test(name))
-      const advice =
-        known === undefined
+      const advice = name.startsWith('libdit_')
+        ? 'It came with the package: install that anew'
+        : known === undefined
           ? `Install the package of this system that has ${name}, or ${buildAdvice(root)}`
           : `Debian, Ubuntu: apt-get install ${known[1]}. Fedora, RHEL: dnf install ${known[2]}`
       return error(`The binary ${file} needs the library ${name}, which is not there`, advice)
