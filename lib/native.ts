@@ -15,9 +15,9 @@ const requireFile = createRequire(path.join(packageRoot, 'package.json'))
 
 /**
  * What is tried, in this order (that of node-gyp-build): a build of this copy of the sources, then what
- * came with the package. @internal
+ * came with the package.
  */
-export const binaries: readonly string[] = [
+const binaries: readonly string[] = [
   'build/Release/dit_native.node',
   `prebuilds/${process.platform}-${process.arch}/node.napi.glibc.node`,
 ].map((name) => path.join(packageRoot, name))

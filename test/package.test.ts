@@ -37,9 +37,21 @@ test('holds what a user needs and nothing else', () => {
     'demo/loss.png',
     'demo/model.safetensors',
   ])
-  const folders = ['dist', 'native', 'scripts', 'demo']
+  assert.equal(files.filter((file) => file.startsWith('scripts/')).sort(), [
+    'scripts/build-native.mjs',
+    'scripts/build-tools.mjs',
+    'scripts/install.mjs',
+  ])
+  const folders = ['dist', 'native', 'scripts', 'demo', 'prebuilds']
   const others = files.filter((file) => !folders.includes(file.split('/')[0] ?? ''))
-  assert.equal(others.sort(), ['CMakeLists.txt', 'LICENSE', 'README.md', 'package.json'])
+  assert.equal(others.sort(), [
+    'CHANGELOG.md',
+    'CMakeLists.txt',
+    'LICENSE',
+    'README.md',
+    'THIRD_PARTY_NOTICES',
+    'package.json',
+  ])
 })
 
 test('import and require give the same thing', () => {
