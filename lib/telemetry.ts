@@ -12,6 +12,7 @@ import {
   type Observable,
   type Span,
   SpanStatusCode,
+  type Tracer,
   trace,
 } from '@opentelemetry/api'
 import { DiTError, type DiTErrorCode } from './errors.js'
@@ -25,9 +26,10 @@ import type { TrainEvent } from './train/events.js'
 const scope = 'dit-native'
 const requireFile = createRequire(path.join(packageRoot, 'package.json'))
 
-function version(): string {
-  return (requireFile('./package.json') as { version: string }).version
-}
+const version = (requireFile('./package.json') as { version: string }).version
+
+/** Goes to the SDK that is registered when a span begins. */
+const newTracer = (): Tracer => trace.getTracer(scope, version)
 
 /** What is told of every model. @internal */
 export interface Described {
@@ -53,15 +55,16 @@ interface TracedOptions {
   signal?: AbortSignal | undefined
   /** In milliseconds since 1970; default: now. */
   startTime?: number
+  tracer?: Tracer
 }
 
 /** Runs `work` within a span, which tells how it ended. @internal */
 export async function traced<T>(
   name: string,
-  { attributes = {}, signal, startTime = Date.now() }: TracedOptions,
+  { attributes = {}, signal, startTime = Date.now(), tracer = newTracer() }: TracedOptions,
   work: (span: Span) => Promise<T>,
 ): Promise<T> {
-  const span = trace.getTracer(scope, version()).startSpan(name, { attributes, startTime })
+  const span = tracer.startSpan(name, { attributes, startTime })
   try {
     return await context.with(trace.setSpan(context.active(), span), () => work(span))
   } catch (error) {
@@ -78,7 +81,7 @@ export async function* tracedTraining(
   events: AsyncIterable<TrainEvent>,
 ): AsyncGenerator<TrainEvent, void, undefined> {
   const attributes = modelAttributes(model)
-  const span = trace.getTracer(scope, version()).startSpan('dit.train', { attributes })
+  const span = newTracer().startSpan('dit.train', { attributes })
   try {
     for await (const event of events) {
       const { type } = event
@@ -134,8 +137,10 @@ const explicitBucketBoundaries = Array.from({ length: 14 }, (_, i) => 0.01 * 2 *
  * @internal
  */
 export class Telemetry {
+  readonly #tracer = newTracer()
   readonly #span: Attributes
   readonly #metric: Attributes
+  readonly #call: Attributes
   readonly #duration
   readonly #queue
   readonly #stop: () => void
@@ -144,7 +149,8 @@ export class Telemetry {
     this.#span = { ...modelAttributes(model), ...operation }
     const id = randomBytes(4).toString('hex')
     this.#metric = { ...modelAttributes(model), 'dit.model.id': id }
-    const meter = metrics.getMeter(scope, version())
+    this.#call = { ...this.#metric, ...operation }
+    const meter = metrics.getMeter(scope, version)
     const advice = { explicitBucketBoundaries }
     this.#duration = meter.createHistogram('gen_ai.client.operation.duration', {
       description: 'Duration of a call that makes images',
@@ -169,6 +175,7 @@ export class Telemetry {
     const seed = made[0]?.seed
     const begin = performance.now()
     const startTime = Date.now()
+    const tracer = this.#tracer
     const attributes = {
       ...this.#span,
       'dit.images': call.images,
@@ -182,16 +189,16 @@ export class Telemetry {
       ...(output === 'image' && { 'gen_ai.output.type': output }),
       ...(typeof seed === 'number' && { 'gen_ai.request.seed': seed }),
     }
-    const record = (more: Attributes = {}) => {
+    const record = (more?: Attributes) => {
       const seconds = (performance.now() - begin) / 1000
-      this.#duration.record(seconds, { ...this.#metric, ...operation, ...more })
+      this.#duration.record(seconds, more ? { ...this.#call, ...more } : this.#call)
     }
-    return traced('dit.sample', { attributes, signal, startTime }, async (span) => {
+    return traced('dit.sample', { attributes, signal, startTime, tracer }, async (span) => {
       try {
         const done = await work()
         record()
         this.#queue.record(done.queueSeconds, this.#metric)
-        if (span.isRecording()) tellPhases(span, startTime, done, output)
+        if (span.isRecording()) tellPhases(tracer, span, startTime, done, output)
         return done
       } catch (error) {
         const cancelled = signal?.aborted && error === signal.reason
@@ -211,10 +218,15 @@ export class Telemetry {
  * What a call did, as spans: it waited, made its steps, and decoded. Images of one call that are
  * finished at different times decode between others' steps; the spans have the sums, end to end.
  */
-function tellPhases(span: Span, began: number, timings: Timings, output: string): void {
+function tellPhases(
+  tracer: Tracer,
+  span: Span,
+  began: number,
+  timings: Timings,
+  output: string,
+): void {
   const { queueSeconds, sampleSeconds, decodeSeconds } = timings
   const within = trace.setSpan(context.active(), span)
-  const tracer = trace.getTracer(scope, version())
   let startTime = began
   const tell = (name: string, seconds: number) => {
     const phase = tracer.startSpan(name, { startTime }, within)
@@ -233,7 +245,7 @@ function tellPhases(span: Span, began: number, timings: Timings, output: string)
 function observe(measured: Measured, attributes: Attributes): () => void {
   const model = new WeakRef(measured)
   let ended = false
-  const meter = metrics.getMeter(scope, version())
+  const meter = metrics.getMeter(scope, version)
   const gauge = (name: string, unit: string, description: string) =>
     meter.createObservableGauge(name, { unit, description })
   const level = (name: string, unit: string, description: string) =>

@@ -1,4 +1,4 @@
-// Spans and metrics as an application's OpenTelemetry SDK gets them, and that there are none without.
+// Spans and metrics as an application's OpenTelemetry SDK gets them.
 // timeout: 120s
 import { AsyncLocalStorage } from 'node:async_hooks'
 import { setTimeout as sleep } from 'node:timers/promises'

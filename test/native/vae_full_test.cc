@@ -7,6 +7,7 @@
 
 #include "fixture.h"
 #include "harness.h"
+#include "model/preview.h"
 #include "model/vae.h"
 #include "naive_bf16.h"
 #include "prng_weights.h"
@@ -202,6 +203,14 @@ void benchDecode(Test& test, Precision precision) {
                    {.n = 1, .height = 32, .width = 32, .latents = z.data(), .rgb8 = rgb8.data()},
                    {});
              });
+  LinearPreview preview(vae.config());
+  const auto fit = [&] {
+    preview = LinearPreview(vae.config());
+    preview.fit(vae, {});
+  };
+  test.bench(detail::concat("fit of linear previews ", precisionName(precision)), 0, 0, fit);
+  test.bench(detail::concat("linear preview 32x32 ", precisionName(precision)), 0, 0,
+             [&] { preview.picture(z, 32, 32); });
 }
 
 // Where the time of a decode goes, operation by operation.
