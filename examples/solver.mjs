@@ -29,14 +29,20 @@ function timestepOf(level) {
 
 /** The predicted noise. The model takes x = z * sqrt(a), and a = 1 / (1 + s²). */
 async function predict(z, level) {
-  const x = { data: z.map((value) => value / Math.sqrt(1 + level ** 2)), shape: [1, channels, height, width] }
+  const x = {
+    data: z.map((value) => value / Math.sqrt(1 + level ** 2)),
+    shape: [1, channels, height, width],
+  }
   const { data } = await dit.denoise({ x, t: timestepOf(level), y: label, guidance: 2 })
   return data.subarray(0, z.length) // what follows, in models that learned it, is the variance
 }
 
 // From the highest level down, closer together towards the end (equation 5, rho = 7).
 const [top, bottom] = [levels.at(-1) ** (1 / 7), levels[0] ** (1 / 7)]
-const path = Array.from({ length: steps }, (_, i) => (top + (i / (steps - 1)) * (bottom - top)) ** 7)
+const path = Array.from(
+  { length: steps },
+  (_, i) => (top + (i / (steps - 1)) * (bottom - top)) ** 7,
+)
 path.push(0)
 
 let z = gaussian(channels * height * width, 1).map((value) => value * Math.sqrt(1 + path[0] ** 2))
@@ -49,7 +55,9 @@ for (let i = 0; i < steps; i++) {
 }
 
 // At level 0, z is the image itself, from -1 to 1. A model of latents needs dit.decode({ data: z, shape }).
-const data = Uint8Array.from(z, (value) => Math.min(255, Math.max(0, Math.round(127.5 * (value + 1)))))
+const data = Uint8Array.from(z, (value) =>
+  Math.min(255, Math.max(0, Math.round(127.5 * (value + 1)))),
+)
 await new RawImage({ data, width, height, channels }).toFile('heun.png')
 console.log(`heun.png: ${steps} steps of Heun's method, ${2 * steps - 1} evaluations`)
 await dit.close()

@@ -25,7 +25,13 @@ const dit = await DiT.create(
   { depth: 3, hidden: 64, heads: 2, patchSize: 4, latentSize: size, channels: 1, numClasses: 2 },
   { seed: 1, id2label: { 0: 'disc', 1: 'square' } },
 )
-const options = { batchSize: 32, lr: 2e-3, steps: Number(process.argv[2] ?? 300), emaDecay: 0.98, seed: 1 }
+const options = {
+  batchSize: 32,
+  lr: 2e-3,
+  steps: Number(process.argv[2] ?? 300),
+  emaDecay: 0.98,
+  seed: 1,
+}
 for await (const event of dit.train(shapes, { ...options, logEvery: 50 })) {
   if (event.type === 'step') console.log(`step ${event.step}: loss ${event.loss.toFixed(4)}`)
 }

@@ -384,6 +384,17 @@ test('an abort ends it; what was finished stays', async () => {
   assert.ok(made < 50, `${made} made again`)
 })
 
+test('a model whose queue is full of others: it waits for its turn', async () => {
+  const out = newSet()
+  await make(out)
+  const busy = newSet()
+  await using model = await DiT.load(pipeline, { ...cpu, maxBatch: 1, maxQueue: 0 })
+  const { made } = await sampleSet(model, { out: busy, count: 50, ...quick })
+  assert.is(made, 50)
+  assert.ok(model.stats().refused.busy > 0)
+  assert.ok(readFileSync(busy).equals(readFileSync(out)))
+})
+
 test('wrong options', async () => {
   const out = newSet()
   const cases: [Partial<SampleSetOptions>, RegExp][] = [

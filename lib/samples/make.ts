@@ -1,13 +1,11 @@
 // The images of a set of samples, part by part.
 
+import { setTimeout as sleep } from 'node:timers/promises'
 import type { DiT } from '../dit.js'
 import { DiTError } from '../errors.js'
 import { elementCount } from '../formats/tensor.js'
 import { labelOf, type SampleSetFacts, seedOf } from './facts.js'
 import type { PartRange, Parts } from './parts.js'
-
-/** Under way at once: those in a model's lanes, and some that wait, so that no lane is idle. */
-const imagesAtOnce = 64
 
 interface MakeOptions {
   /** What they are made on. */
@@ -27,6 +25,8 @@ export async function makeParts(
   const failure = new AbortController()
   const either = signal ? AbortSignal.any([signal, failure.signal]) : failure.signal
   const turns = turnsOf(missing, parts.facts)
+  // Those in the model's lanes, and as many that wait, so that no lane is idle.
+  const imagesAtOnce = 2 * dit.stats().maxBatch
   const work = async () => {
     // One iterator for all of them: each takes the next image that nobody has taken.
     for (const { k, part } of turns) {
@@ -84,11 +84,30 @@ async function makeImage(
   signal: AbortSignal,
 ): Promise<Uint8Array> {
   const { sampler, spacing, eta, clip, guidance, guidanceChannels, guidanceInterval } = facts
-  const [image] = await dit.sample(labelOf(facts, k), {
-    ...{ sampler, spacing, eta, clip, guidance, guidanceChannels, guidanceInterval },
-    seed: seedOf(facts, k),
-    signal,
-  })
+  const [image] = await whenThereIsRoom(signal, () =>
+    dit.sample(labelOf(facts, k), {
+      ...{ sampler, spacing, eta, clip, guidance, guidanceChannels, guidanceInterval },
+      seed: seedOf(facts, k),
+      caller: 'sampleSet', // one share among those that use the model, in the images' order
+      signal,
+    }),
+  )
   if (image?.data.length === elementCount(facts.shape)) return image.data
   throw new DiTError('ERR_DIT_INTERNAL', `Expected an image of [${facts.shape.join(', ')}]`)
+}
+
+/** Other calls may fill the model's queue: a set of samples can wait. */
+async function whenThereIsRoom<T>(signal: AbortSignal, work: () => Promise<T>): Promise<T> {
+  for (;;) {
+    try {
+      return await work()
+    } catch (error) {
+      if (!(error instanceof DiTError && error.code === 'ERR_DIT_BUSY')) throw error
+      const { retryAfter } = error
+      if (retryAfter === undefined) throw error // it is no queue that is in the way
+      await sleep(1000 * Math.min(retryAfter, 1), undefined, { signal }).catch(() => {
+        throw signal.reason
+      })
+    }
+  }
 }
