@@ -27,6 +27,10 @@ app.get('/images/:label', async (request, response) => {
   response.set('X-Seed', String(image.seed)).type('png').send(png)
 })
 
+app.get('/stats', (_request, response) => {
+  response.json(dit.stats())
+})
+
 app.use((error, request, response, next) => {
   if (response.destroyed) return // nobody is there to be told
   if (!(error instanceof DiTError)) return next(error)

@@ -35,6 +35,8 @@ app.get('/images/:label', { schema: { querystring } }, async (request, reply) =>
   return image.toPNG()
 })
 
+app.get('/stats', () => dit.stats())
+
 app.setErrorHandler((error, request, reply) => {
   if (request.raw.destroyed) return reply.hijack() // nobody is there to be told
   if (!(error instanceof DiTError)) return reply.send(error)

@@ -45,7 +45,8 @@ const path = Array.from(
 )
 path.push(0)
 
-let z = gaussian(channels * height * width, 1).map((value) => value * Math.sqrt(1 + path[0] ** 2))
+const noise = gaussian(channels * height * width, 1)
+let z = noise.map((value) => value * Math.sqrt(1 + path[0] ** 2))
 for (let i = 0; i < steps; i++) {
   const [from, to] = [path[i], path[i + 1]]
   const slope = await predict(z, from)
@@ -60,6 +61,18 @@ const data = Uint8Array.from(z, (value) =>
 )
 await new RawImage({ data, width, height, channels }).toFile('heun.png')
 console.log(`heun.png: ${steps} steps of Heun's method, ${2 * steps - 1} evaluations`)
+
+// DDIM follows the same ODE, by Euler's method: with many steps it ends at the same image.
+const [other] = await dit.sample(label, {
+  sampler: 'ddim',
+  steps: 50,
+  guidance: 2,
+  noise: { data: noise, shape: [1, channels, height, width] },
+})
+await other.toFile('ddim.png')
+const difference =
+  data.reduce((sum, value, i) => sum + Math.abs(value - other.data[i]), 0) / data.length
+console.log(`ddim.png: 50 steps of DDIM; the mean difference is ${difference.toFixed(2)} of 255`)
 await dit.close()
 
 /** Normal numbers of a seed: mulberry32, then Box and Muller's transformation. */

@@ -11,7 +11,7 @@ const size = 16
 function* shapes(position) {
   for (let i = position; ; i++) {
     const label = i % 2
-    const [x, y, radius] = [5 + ((i * 7) % 6), 5 + ((i * 5) % 6), 3 + ((i * 3) % 3)]
+    const [x, y, radius] = [7 + (i % 3) / 2, 7 + (i % 5) / 4, 4 + (i % 7) / 3]
     const image = Float32Array.from({ length: size * size }, (_, at) => {
       const [dx, dy] = [Math.abs((at % size) - x), Math.abs(Math.floor(at / size) - y)]
       const inside = label === 0 ? Math.hypot(dx, dy) <= radius : Math.max(dx, dy) <= radius
@@ -22,13 +22,13 @@ function* shapes(position) {
 }
 
 const dit = await DiT.create(
-  { depth: 3, hidden: 64, heads: 2, patchSize: 4, latentSize: size, channels: 1, numClasses: 2 },
+  { depth: 3, hidden: 64, heads: 2, patchSize: 2, latentSize: size, channels: 1, numClasses: 2 },
   { seed: 1, id2label: { 0: 'disc', 1: 'square' } },
 )
 const options = {
   batchSize: 32,
   lr: 2e-3,
-  steps: Number(process.argv[2] ?? 300),
+  steps: Number(process.argv[2] ?? 400),
   emaDecay: 0.98,
   seed: 1,
 }

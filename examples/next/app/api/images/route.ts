@@ -75,7 +75,11 @@ interface Wanted {
 
 /** What clients may choose, and how much of it. Everything else of it is checked by dit-native. */
 function read(given: unknown): Wanted {
-  const { label = '', seed, steps = 25 } = given as Record<string, never>
+  const {
+    label,
+    seed,
+    steps = 25,
+  } = (given ?? {}) as { label: string; seed?: number; steps?: number }
   const options = { steps: Math.min(steps, 250), guidance: 2, ...(seed !== undefined && { seed }) }
   return { label: /^\d+$/.test(label) ? Number(label) : label, options }
 }
