@@ -28,7 +28,7 @@ function runExample(name: string, ...args: string[]): { folder: string; stdout: 
   return { folder, stdout }
 }
 
-async function greys(file: string): Promise<Uint8Array> {
+async function greys(file: string | Buffer): Promise<Uint8Array> {
   return new Uint8Array(await sharp(file).greyscale().raw().toBuffer())
 }
 
@@ -71,7 +71,7 @@ test('stream.mjs', async () => {
 })
 
 test('train.mjs', async () => {
-  const { folder, stdout } = runExample('train.mjs', '60')
+  const { folder, stdout } = runExample('train.mjs', '100')
   const losses = [...stdout.matchAll(/^step \d+: loss ([\d.]+)$/gm)].map(([, loss]) => Number(loss))
   assert.ok(losses.length >= 1 && losses.every((loss) => loss < 0.9), stdout)
   assert.ok(existsSync(path.join(folder, 'shapes.png')))
@@ -190,6 +190,24 @@ for (const name of ['express.mjs', 'fastify.mjs']) {
     assert.is(await stop(), 0)
   })
 }
+
+test('server.mjs: the plugin below a prefix, the application above', async () => {
+  const { url, stop } = await startServer('server.mjs')
+  const page = await fetch(url, { redirect: 'manual' })
+  assert.equal([page.status, page.headers.get('location')], [302, '/dit/'])
+  const post = (body: object) =>
+    fetch(`${url}/dit/v1/images`, {
+      method: 'POST',
+      headers: { Accept: 'image/png', 'Content-Type': 'application/json' },
+      body: JSON.stringify(body),
+    })
+  const response = await post({ labels: 'Sneaker', seed: 5, steps: 8, guidance: 2 })
+  assert.is(response.status, 200)
+  const expected = await demoImage('Sneaker', { steps: 8, guidance: 2, seed: 5 })
+  assert.equal(await greys(Buffer.from(await response.arrayBuffer())), expected.data)
+  assert.is((await post({ labels: 1, steps: 101 })).status, 400)
+  assert.is(await stop(), 0)
+})
 
 // ---- Next.js: a route handler is a function of a web Request ----
 
