@@ -63,6 +63,7 @@ export async function sampleSet(dit: DiT, setOptions: SampleSetOptions): Promise
   const result = (missing: number) => ({ out, sidecar: sidecarOf(out), count, made, missing })
   if (await isJoined(out, parts)) return result(0)
   await parts.prepare()
+  if (await isJoined(out, parts)) return result(0) // while the folder was made
   try {
     const { missing } = await parts.find(share)
     const total = countImages(share)
