@@ -69,10 +69,10 @@ export interface BatchOptions {
    * @example
    * const dit = await DiT.load('demo', { maxQueue: 100 })
    * try {
-   *   return await dit.sample(label)
+   *   await dit.sample([3, 7])
    * } catch (error) {
-   *   if (error.code !== 'ERR_DIT_BUSY') throw error
-   *   response.writeHead(429, { 'Retry-After': Math.ceil(error.retryAfter) }).end()
+   *   if (!(error instanceof DiTError) || error.code !== 'ERR_DIT_BUSY') throw error
+   *   console.log(`come back in ${error.retryAfter} s`) // of a server: 429 with Retry-After
    * }
    */
   maxQueue?: number
@@ -191,7 +191,7 @@ export interface SampleOptions<Wanted extends Output = 'image'> {
    * bits. As long as higher priorities want all lanes, lower ones wait.
    *
    * @example
-   * await dit.sample(label, { priority: user.waits ? 1 : 0 })
+   * await dit.sample([207], { priority: 1 }) // somebody waits for it
    */
   priority?: number
   /**
@@ -201,7 +201,7 @@ export interface SampleOptions<Wanted extends Output = 'image'> {
    * met by fewer steps. Default: none.
    *
    * @example
-   * await dit.sample(label, { steps: 25, deadline: 2000 })
+   * await dit.sample([207], { steps: 25, deadline: 2000 })
    */
   deadline?: number
   /**
@@ -209,7 +209,7 @@ export interface SampleOptions<Wanted extends Output = 'image'> {
    * has under way. Default: each call is a caller of its own.
    *
    * @example
-   * await dit.sample(labels, { caller: user.id })
+   * await dit.sample([207, 360], { caller: 'user 17' })
    */
   caller?: string
   /** Shows what each image looks like so far, every so many of its steps. Default: never. */

@@ -5,6 +5,7 @@ import { DiTError, type DiTErrorCode } from '../errors.js'
 
 /** The body of every answer that is an error. */
 export interface ErrorBody {
+  /** What went wrong: `code` is a DiTError's or the server's own; `suggestions` are of a class name. */
   error: {
     message: string
     type: 'invalid_request_error' | 'authentication_error' | 'rate_limit_error' | 'server_error'
