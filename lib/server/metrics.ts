@@ -50,14 +50,17 @@ export class Metrics {
 
   /** Measures every request of an app. */
   watch(app: FastifyInstance): void {
-    app.addHook('onResponse', async (request, reply) => {
-      const { method } = request
-      const route = request.routeOptions.url ?? 'unknown'
-      this.requests.observe({ method, route, status: reply.statusCode }, reply.elapsedTime / 1000)
-    })
-    app.addHook('onRequestAbort', async (request) => {
-      const route = request.routeOptions.url ?? 'unknown'
-      this.requests.observe({ method: request.method, route, status: 499 }, 0)
+    app.addHook('onRequest', async (request, { raw }) => {
+      const stop = this.requests.startTimer({
+        method: request.method,
+        route: request.routeOptions.url ?? 'unknown',
+      })
+      const onFinish = () => {
+        raw.off('close', onClose)
+        stop({ status: raw.statusCode })
+      }
+      const onClose = () => stop({ status: 499 })
+      raw.once('finish', onFinish).once('close', onClose)
     })
   }
 

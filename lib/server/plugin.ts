@@ -62,7 +62,8 @@ export async function mount(app: FastifyInstance, service: Service): Promise<voi
   app.setErrorHandler(sendError)
   service.metrics.watch(app)
   app.addHook('onSend', async (_, { raw }) => {
-    const timer = setTimeout(() => raw.destroy(), sendSeconds * 1000)
+    if (raw.destroyed) return // left already
+    const timer = setTimeout(() => raw.destroy(), sendSeconds * 1000).unref()
     raw.once('close', () => clearTimeout(timer))
   })
   app.addHook('preClose', () => service.drain())

@@ -131,7 +131,9 @@ export async function serve(serveOptions: ServeOptions): Promise<Server> {
   }
   given.signal?.addEventListener('abort', () => void close(), { once: true })
   try {
-    const url = await app.listen({ host, port })
+    const url = await app.listen({ host, port }).catch((cause: NodeJS.ErrnoException) => {
+      throw listenError(host, port, cause)
+    })
     for (const [id, source] of Object.entries(sources)) {
       const dit = await DiT.load(source, { ...load, signal: stop.signal })
       models.push(dit)
@@ -143,6 +145,17 @@ export async function serve(serveOptions: ServeOptions): Promise<Server> {
     await close()
     throw error
   }
+}
+
+const listenProblems: Record<string, string> = {
+  EADDRINUSE: 'is taken',
+  EACCES: 'may not be listened on by this user',
+  EADDRNOTAVAIL: 'is on no network of this machine',
+}
+
+function listenError(host: string, port: number, cause: NodeJS.ErrnoException): DiTError {
+  const problem = listenProblems[cause.code ?? ''] ?? `cannot be listened on: ${cause.message}`
+  return new DiTError('ERR_DIT_OPTION', `The port ${port} of ${host} ${problem}`, { cause })
 }
 
 function sourcesOf(model: unknown): Record<string, string> {
