@@ -9,23 +9,49 @@ import { native } from '../native.js'
 import * as options from '../options.js'
 import { countSteps, downscale, planSample } from '../sampling.js'
 
+/** What set.json among the parts says, and the first half of the sidecar. */
+export interface SampleSetFacts {
+  format: 'dit-native samples'
+  version: 1
+  /** Images. */
+  count: number
+  /** Of each image. */
+  shape: [height: number, width: number, channels: number]
+  /** Class numbers, in turn; or 'all' of them in turn; or drawn at 'random'. */
+  labels: number[] | 'all' | 'random'
+  numClasses: number
+  /** Of the first image, as a decimal number. */
+  seed: string
+  sampler: 'dpm++' | 'ddim' | 'ddpm'
+  /** Evaluations of the model for an image, and which timesteps they are at. */
+  steps: number
+  spacing: string
+  eta: number
+  clip: boolean
+  guidance: number
+  guidanceChannels: number
+  guidanceInterval: [from: number, to: number]
+  precision: options.Precision
+  /** The kind of device: another kind rounds differently. */
+  device: 'cpu' | 'cuda'
+  /** `dit.weightsHash()`. */
+  weights: string
+  /** Of this package. */
+  ditNative: string
+}
+
 const size = v.pipe(v.number(), v.safeInteger(), v.minValue(0))
 
-/** set.json among the parts; the first half of the sidecar. */
+/** @internal */
 export const factsSchema = v.strictObject({
   format: v.literal('dit-native samples'),
   version: v.literal(1),
-  /** Images. */
   count: size,
-  /** [height, width, channels] of each. */
   shape: v.strictTuple([size, size, size]),
-  /** Class numbers, in turn; or 'all' of them in turn; or drawn at 'random'. */
   labels: v.union([v.array(size), v.picklist(['all', 'random'])]),
   numClasses: size,
-  /** Of the first image, as a decimal number. */
   seed: v.string(),
   sampler: v.picklist(['dpm++', 'ddim', 'ddpm']),
-  /** Evaluations of the model for an image, and which timesteps they are at. */
   steps: size,
   spacing: v.string(),
   eta: v.number(),
@@ -34,15 +60,10 @@ export const factsSchema = v.strictObject({
   guidanceChannels: size,
   guidanceInterval: v.strictTuple([v.number(), v.number()]),
   precision: v.picklist(['fp32', 'tf32', 'bf16']),
-  /** The kind of device: another kind rounds differently. */
   device: v.picklist(['cpu', 'cuda']),
-  /** `dit.weightsHash()`. */
   weights: v.string(),
-  /** Of this package. */
   ditNative: v.string(),
 })
-
-export type SampleSetFacts = v.InferOutput<typeof factsSchema>
 
 /** Progress of `sampleSet`. */
 export interface SampleSetProgress {
@@ -98,6 +119,7 @@ const isShard = (value: unknown) =>
 const { sampler, steps, spacing, eta, clip, guidance, guidanceChannels, guidanceInterval } =
   options.sampleSchema.entries
 
+/** @internal */
 export const sampleSetSchema = v.strictObject({
   ...{ sampler, steps, spacing, eta, clip, guidance, guidanceChannels, guidanceInterval },
   out: options.is<string>(
