@@ -2,7 +2,7 @@
 //
 //   <img src="/api/images?label=Sneaker&seed=1" />
 //   curl -N -d '{"label": "Sneaker"}' http://localhost:3000/api/images
-import { DiTError, type SampleOptions } from 'dit-native'
+import { DiTError, type SampleOptions, type StreamEvent } from 'dit-native'
 import { model } from '../../../lib/model'
 
 export const runtime = 'nodejs' // native code: not in the edge runtime
@@ -45,11 +45,11 @@ export async function POST(request: Request): Promise<Response> {
         }
         try {
           for (let next = first; !next.done; next = await events.next()) {
-            const { type } = next.value
-            if (type === 'progress') send(type, next.value)
-            if (type === 'preview') send(type, { png: await base64(next.value.image) })
-            if (type === 'images') {
-              const [image] = next.value.images
+            const event = next.value as StreamEvent
+            if (event.type === 'progress') send('progress', event)
+            if (event.type === 'preview') send('preview', { png: await base64(event.image) })
+            if (event.type === 'images') {
+              const [image] = event.images
               if (image) send('image', { png: await base64(image), seed: String(image.seed) })
             }
           }
