@@ -20,9 +20,15 @@ import { Timeline } from './timeline.js'
 /** Tiles of earlier runs, in CSS pixels. */
 const smallTile = 64
 
-/** The settings in a line. @param {Run} run */
-export function factsLine({ settings }) {
-  const parts = [...facts(settings)].map(([name, value]) =>
+/**
+ * The settings in a line.
+ *
+ * @param {Run} run
+ * @param {string[]} [without] Names of those that stand elsewhere.
+ */
+export function factsLine({ settings }, without = []) {
+  const told = [...facts(settings)].filter(([name]) => !without.includes(name))
+  const parts = told.map(([name, value]) =>
     name === 'sampler' ? value : name === 'steps' ? `${value} steps` : `${name} ${value}`,
   )
   return h('p', { className: 'facts' }, ...parts.map((part) => h('span', {}, part)))

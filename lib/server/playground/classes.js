@@ -226,7 +226,7 @@ export class ClassChoice {
           },
           h('span', { 'aria-hidden': 'true' }, '×'),
         )
-        return h('li', {}, h('span', {}, name), remove)
+        return h('li', {}, h('span', { className: 'called' }, name), remove)
       }),
     )
     this.#chips.hidden = this.#chosen.length === 0

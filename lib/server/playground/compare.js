@@ -25,7 +25,9 @@ export class Comparison {
     const differ = new Set(
       names.filter((name) => new Set(all.map((one) => one.get(name) ?? '')).size > 1),
     )
-    const sheets = runs.map((run) => new Sheet(run))
+    // Images of the same size, whichever run has more of them in a row.
+    const fitFor = Math.max(...runs.map(({ settings }) => (settings.per > 1 ? settings.per : 1)))
+    const sheets = runs.map((run) => new Sheet(run, { fitFor }))
     const longest = Math.max(...runs.map(({ settings }) => settings.steps))
     const timeline = new Timeline(longest, (position) => {
       for (const sheet of sheets) {

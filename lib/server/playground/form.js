@@ -2,13 +2,10 @@
 
 import { ClassChoice } from './classes.js'
 import { button, byId, h, input, stillness } from './dom.js'
-import { problemOf, randomSeed } from './settings.js'
+import { problemOf, randomSeed, samplerName } from './settings.js'
 
 /** @import { ClassEntry, Model } from './api.js' */
 /** @import { Settings } from './settings.js' */
-
-/** @type {Record<string, string>} */
-const samplerNames = { 'dpm++': 'DPM++', ddim: 'DDIM', ddpm: 'DDPM' }
 
 export class SettingsForm {
   #form = byId('settings', HTMLFormElement)
@@ -89,7 +86,7 @@ export class SettingsForm {
           'label',
           {},
           h('input', { type: 'radio', name: 'sampler', value: name }),
-          h('span', {}, samplerNames[name] ?? name),
+          h('span', {}, samplerName(name)),
         ),
       ),
     )

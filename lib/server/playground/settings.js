@@ -15,6 +15,12 @@
  * @property {[number, number]} interval
  */
 
+/** @type {Record<string, string>} */
+const samplerNames = { 'dpm++': 'DPM++', ddim: 'DDIM', ddpm: 'DDPM' }
+
+/** @param {string} sampler */
+export const samplerName = (sampler) => samplerNames[sampler] ?? sampler
+
 export const maxSeed = 999_999_999_999_999
 
 /** Nine digits at most, so that it can be read out and typed. */
@@ -31,7 +37,9 @@ export function randomSeed() {
  */
 export function defaultSettings({ id, dit }) {
   const count = Math.min(4, dit.numClasses, dit.limits.images)
-  const classes = Array.from({ length: count }, (_, i) => Math.floor((i * dit.numClasses) / count))
+  const classes = Array.from({ length: count }, (_, i) =>
+    Math.floor(((i + 0.5) * dit.numClasses) / count),
+  )
   const { sampler, steps, guidance } = dit.defaults
   return {
     model: id,
@@ -119,7 +127,7 @@ export function toRequest(settings) {
  */
 export function facts({ sampler, steps, guidance, seed, eta, interval }) {
   const all = new Map([
-    ['sampler', sampler],
+    ['sampler', samplerName(sampler)],
     ['steps', String(steps)],
     ['guidance', String(guidance)],
     ['seed', String(seed)],

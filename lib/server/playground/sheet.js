@@ -10,6 +10,12 @@ import { drawNoise } from './noise.js'
 /** Below this an image is shown as the pixels that it is, each a whole number of the screen's. */
 const crispWidth = 128
 
+/** Of one of each class, in CSS pixels. */
+const smallestTile = 96
+
+/** Between tiles, in CSS pixels. */
+const gaps = { least: 2, most: 10 }
+
 /**
  * The picture of an image when `position` of its steps are done: the latest one that there is by then;
  * undefined before the first.
@@ -68,11 +74,13 @@ export class Sheet {
 
   /**
    * @param {Run} run
-   * @param {{ maxTile?: number, onOpen?: (index: number) => void }} [options] Tiles are buttons where there is something to open.
+   * @param {{ maxTile?: number, fitFor?: number, onOpen?: (index: number) => void }} [options] The largest
+   * tile in CSS pixels; columns that must fit, if there are fewer; what pressing a tile does.
    */
-  constructor(run, { maxTile = 224, onOpen } = {}) {
+  constructor(run, { maxTile = 224, fitFor = 1, onOpen } = {}) {
     this.run = run
     this.maxTile = maxTile
+    this.fitFor = fitFor
     this.onOpen = onOpen
     this.#pictures = run.images.map((image) => new Picture(image, run.model))
     const { per, classes } = run.settings
@@ -160,18 +168,22 @@ export class Sheet {
     const list = this.element.querySelector('.strip ul') ?? this.element
     const available = list.clientWidth
     if (available === 0) return
-    const gap = Number.parseFloat(getComputedStyle(list).columnGap) || 0
+    // One of each: four in a row where they are not too small to see, and rows of equal length.
     const n = this.run.images.length
-    // One of each: about as wide as high, of tiles that are not too small to see.
-    const columns =
-      this.#columns > 1
-        ? this.#columns
-        : Math.max(1, Math.min(n, Math.ceil(Math.sqrt(n * 2)), Math.floor((available + gap) / 104)))
-    const room = Math.min(this.maxTile, Math.floor((available - (columns - 1) * gap) / columns))
+    const most = Math.max(1, Math.min(4, Math.floor(available / smallestTile)))
+    const columns = this.#columns > 1 ? this.#columns : Math.ceil(n / Math.ceil(n / most))
+    const fit = Math.max(columns, this.fitFor)
+    const room = Math.min(this.maxTile, Math.floor((available + gaps.least) / fit) - gaps.least)
     const [picture] = this.#pictures
     const unit = picture?.crisp ? picture.width / devicePixelRatio : 1
-    const tile = room >= unit ? Math.floor(room / unit) * unit : room
+    const tile = Math.max(Math.min(unit, room), Math.floor(room / unit) * unit)
+    const left = fit > 1 ? Math.floor((available - fit * tile) / (fit - 1)) : gaps.most
+    const gap = Math.min(this.maxTile / 16, gaps.most, Math.max(gaps.least, left))
     this.element.style.setProperty('--tile', `${tile}px`)
+    this.element.style.setProperty('--gap', `${gap}px`)
     this.element.style.setProperty('--columns', String(columns))
+    // What stands above and below the sheet ends where it does.
+    const used = this.element.clientWidth - available + columns * (tile + gap) - gap
+    this.element.parentElement?.style.setProperty('--used', `${used}px`)
   }
 }

@@ -105,9 +105,9 @@ export class Viewer {
         h(
           'p',
           { className: 'muted' },
-          `Seed ${image.seed} · class ${image.label} · ${sizeOf(run)}`,
+          `seed ${image.seed} · class ${image.label} · ${sizeOf(run)}`,
         ),
-        factsLine(run),
+        factsLine(run, ['seed']),
         h('div', { className: 'buttons' }, save),
       ),
     )
@@ -139,5 +139,5 @@ export class Viewer {
 /** @param {Run} run */
 function sizeOf({ model }) {
   const { width, height } = model.dit.image
-  return `${width} × ${height}`
+  return `${width}\u00a0×\u00a0${height}`
 }
