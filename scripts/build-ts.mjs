@@ -14,5 +14,8 @@ for (const entry of ['dist/index', 'dist/server/index']) {
   writeFileSync(`${entry}.mjs`, "export * from './index.js'\n")
   writeFileSync(`${entry}.d.mts`, "export * from './index.js'\n")
 }
-cpSync('lib/server/playground', 'dist/server/playground', { recursive: true })
+cpSync('lib/server/playground', 'dist/server/playground', {
+  recursive: true,
+  filter: (file) => !file.endsWith('tsconfig.json'),
+})
 if (existsSync('dist/cli/main.js')) chmodSync('dist/cli/main.js', 0o755)

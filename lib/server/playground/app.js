@@ -29,14 +29,14 @@ let model
 let stage
 /** Earlier ones, the newest first. @type {Card[]} */
 let cards = []
-/** A link says which seed it means: that one is not replaced before the first run. */
+/** The frame in which the draft is drawn anew. */
 let drafted = 0
 
 const form = new SettingsForm({
-  onGenerate: () => generate(),
+  onGenerate: () => attempt(generate),
   onCancel: () => stage?.run.cancel(),
   onChange: () => draftSoon(),
-  onModel: (id) => useModel(id),
+  onModel: (id) => attempt(() => useModel(id)),
 })
 
 const viewer = new Viewer((run, index) => cardOf(run)?.sheet.focus(index))
@@ -50,15 +50,17 @@ function cardOf(run) {
 /** @type {import('./card.js').CardActions} */
 const actions = {
   onOpen: (run, index) => viewer.open(run, index),
-  onAgain: (run) => {
-    if (isRunning()) return
-    use(run.settings)
-    start(run.settings)
-  },
-  onUse: (run) => {
-    use(run.settings)
-    input('class-search').focus()
-  },
+  onAgain: (run) =>
+    attempt(async () => {
+      if (isRunning()) return
+      await use(run.settings)
+      await start(run.settings)
+    }),
+  onUse: (run) =>
+    attempt(async () => {
+      await use(run.settings)
+      input('class-search').focus()
+    }),
   onCompare: () => showCompareBar(),
   onRemove: (run) => {
     const card = cardOf(run)
@@ -78,8 +80,9 @@ function isRunning() {
 }
 
 /** Puts settings into the form, those of another model as well. @param {Settings} settings */
-function use(settings) {
-  form.value = settings
+async function use(settings) {
+  if (settings.model === model?.id) form.value = settings
+  else await useModel(settings.model, toHash(settings))
   form.lockedSeed = true
 }
 
@@ -87,8 +90,17 @@ function generate() {
   if (isRunning()) return
   const settings = form.check()
   if (settings === undefined) return
-  // The first run takes the seed that is shown; later ones a new one, unless it is kept or was typed.
-  start(settings)
+  return start(settings)
+}
+
+/** Does something that needs the server, and says so when it is not there. @param {() => Promise<void> | undefined} action */
+async function attempt(action) {
+  try {
+    await action()
+  } catch (error) {
+    if (!(error instanceof ApiError)) throw error
+    form.refuse(error.message)
+  }
 }
 
 /** @param {Settings} settings */
@@ -196,7 +208,9 @@ async function useModel(id, hash = '') {
 function askForToken(wrong) {
   const dialog = byId('token', HTMLDialogElement)
   const field = input('token-input')
-  if (wrong) byId('token-text', HTMLElement).textContent = 'That was not the right one.'
+  byId('token-text', HTMLElement).textContent = wrong
+    ? 'That was not the right one.'
+    : 'It stays in this tab, and is forgotten when the tab is closed.'
   field.value = ''
   /** @type {Promise<string | undefined>} */
   const entered = new Promise((resolve) => {
@@ -270,8 +284,9 @@ async function begin() {
 }
 
 addEventListener('hashchange', () => {
-  if (!isRunning())
-    useModel(new URLSearchParams(location.hash.slice(1)).get('model') ?? '', location.hash)
+  if (isRunning()) return
+  const id = new URLSearchParams(location.hash.slice(1)).get('model') ?? ''
+  attempt(() => useModel(id, location.hash))
 })
 
 onTokenNeeded(askForToken)

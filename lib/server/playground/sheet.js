@@ -24,7 +24,7 @@ const gaps = { least: 2, most: 10 }
  * @param {number} position
  * @param {number} steps
  */
-export function sourceAt({ frames, source }, position, steps) {
+function sourceAt({ frames, source }, position, steps) {
   if (position >= steps && source !== undefined) return source
   return frames.findLast(({ step }) => step <= position)?.source
 }
