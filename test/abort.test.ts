@@ -63,12 +63,12 @@ test('abort: its lanes are free within one step', async () => {
   const failures = Promise.all([reason(counting), reason(filling)])
   while (rounds < 5) await sleep(1)
 
-  // All four lanes are taken: this one waits until the three are given back.
+  // All four lanes are taken, and it is less important: it waits until the three are given back.
   let first: number | undefined
   const onProgress = () => {
     first ??= rounds
   }
-  const waiting = dit.sample(4, { steps: 3, onProgress })
+  const waiting = dit.sample(4, { steps: 3, priority: -1, onProgress })
   while (rounds < 10) await sleep(1)
   assert.is(first, undefined, 'there was a free lane before the abort')
   const before = rounds
@@ -104,13 +104,15 @@ test('close: during work, twice, and calls afterwards', async () => {
   })
   const order: string[] = []
   const x = { data: new Float32Array(20 * 256), shape: [20, 1, 16, 16] }
+  const closes = (call: Promise<unknown>) =>
+    rejects(() => call, 'ERR_DIT_CLOSED', /closed/).then(() => order.push('call'))
   const calls = [
     dit.sample([0, 1, 2], { ...long, onProgress: () => started() }),
-    dit.sample([3, 4, 5], { ...long, seed: 2 }), // waits for lanes
-    dit.denoise({ x, t: 5, y: 1 }),
-    dit.stream(1, long).next(),
-  ].map((call) => rejects(() => call, 'ERR_DIT_CLOSED', /closed/).then(() => order.push('call')))
+    dit.sample([3, 4, 5], { ...long, seed: 2 }), // shares the lanes
+    dit.stream(1, { ...long, priority: -1 }).next(), // waits for one
+  ].map(closes)
   await Promise.race([running, ...calls])
+  calls.push(closes(dit.denoise({ x, t: 5, y: 1 })))
   const closed = Promise.all([dit.close(), dit.close(), dit[Symbol.asyncDispose]()])
   await rejects(() => dit.sample(0), 'ERR_DIT_CLOSED', /closed/)
   await closed.then(() => order.push('close'))

@@ -186,25 +186,31 @@ void Calls::failed(const Call& call, ErrorCode why) {
   if (why == ErrorCode::Deadline) stats_.refusedDeadline++;
 }
 
-void Calls::roundDone(double rows, double seconds) {
+void Calls::inTheMaking(int64_t lanes, int64_t suspended) {
+  const std::lock_guard lock(mutex_);
+  stats_.lanes = lanes;
+  stats_.suspended = suspended;
+}
+
+void Calls::roundDone() {
   const std::lock_guard lock(mutex_);
   stats_.rounds++;
-  cost_.add(rows, seconds);
+}
+
+void Calls::turnDone(int64_t rows, double seconds) {
+  const std::lock_guard lock(mutex_);
+  stats_.busySeconds += seconds;
+  cost_.add(static_cast<double>(rows), std::max(0.0, seconds - decodedInRound_));
+  decodedInRound_ = 0;
+  const double memory = std::exp(-seconds / kRecentSeconds);
+  recentImages_ *= memory;
+  recentSeconds_ = memory * recentSeconds_ + seconds;
 }
 
 void Calls::decoded(double seconds) {
   const std::lock_guard lock(mutex_);
   decodeSeconds_ = decodeSeconds_ == 0 ? seconds : 0.9 * decodeSeconds_ + 0.1 * seconds;
-}
-
-void Calls::turnDone(int64_t lanes, int64_t suspended, double seconds) {
-  const std::lock_guard lock(mutex_);
-  stats_.lanes = lanes;
-  stats_.suspended = suspended;
-  stats_.busySeconds += seconds;
-  const double memory = std::exp(-seconds / kRecentSeconds);
-  recentImages_ *= memory;
-  recentSeconds_ = memory * recentSeconds_ + seconds;
+  decodedInRound_ += seconds;
 }
 
 CallStats Calls::stats() const {

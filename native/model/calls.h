@@ -65,6 +65,8 @@ class Call {
   const std::string callerName;
   const int32_t priority;
   const double began, deadline;  // in the time of steadySeconds()
+  // Its place among those who wait, the lowest first. Of the model's thread alone.
+  uint64_t turn = 0;
 
  private:
   friend class Calls;
@@ -105,10 +107,13 @@ class Calls {
   void failed(const Call& call, ErrorCode why);
   // Whether not even an idle model could meet the deadline any more.
   bool tooLate(const Call& call, double now) const;
-  void roundDone(double rows, double seconds);
+  void inTheMaking(int64_t lanes, int64_t suspended);
+  // An image was decoded, in so many seconds.
   void decoded(double seconds);
-  // After a turn of rounds, decodes and previews that took so long.
-  void turnDone(int64_t lanes, int64_t suspended, double seconds);
+  void roundDone();
+  // A round of so many rows took so many seconds with what followed from it: previews, and the
+  // decoding of images.
+  void turnDone(int64_t rows, double seconds);
 
  private:
   std::shared_ptr<Call> make(const CallRequest& request, double now);
@@ -125,7 +130,8 @@ class Calls {
   std::optional<int64_t> maxQueue_;
   CallStats stats_;
   RoundCost cost_;
-  double decodeSeconds_ = 0;                     // moving average
+  double decodeSeconds_ = 0;  // moving average
+  double decodedInRound_ = 0;
   double recentImages_ = 0, recentSeconds_ = 0;  // decayed sums
 };
 

@@ -63,7 +63,8 @@ std::shared_ptr<WeightSource> LoadedModel::samplingWeights() {
 }
 
 void LoadedModel::refresh() {
-  if (!stale || sampler->freeLanes() < sampler->maxLanes()) return;
+  const bool inTheMaking = suspended > 0 || sampler->freeLanes() < sampler->maxLanes();
+  if (!stale || inTheMaking) return;
   dit->reload(*samplingWeights());
   sampler->weightsChanged();
   stale = false;

@@ -24,6 +24,7 @@ struct LoadedModel {
   std::optional<LinearPreview> preview;  // of the VAE, once it was asked for
   std::unique_ptr<Trainer> trainer;
   std::shared_ptr<HostWeights> trained;  // what the last trainer left
+  int64_t suspended = 0;                 // images that were begun and have no lane now
   bool stale = false;                    // `dit` has other values than samplingWeights()
 
   ModelInfo info();

@@ -29,7 +29,12 @@ class Runner::State {
   void run() {
     for (;;) {
       const bool idle = !sampling_ || sampling_->empty();
-      const std::shared_ptr<Job> job = jobs_.next(/*wait=*/idle);
+      std::shared_ptr<Job> job = jobs_.next(/*wait=*/idle);
+      // To let images join takes no time, so all that have come do, before the next round.
+      while (job && std::holds_alternative<SampleRequest>(job->request)) {
+        begin(job);
+        job = jobs_.next(/*wait=*/false);
+      }
       if (job && std::holds_alternative<CloseRequest>(job->request)) {
         endEverything(*job);
         return;

@@ -29,10 +29,7 @@ Sampler::Sampler(Ops& ops, Dit& dit, Vae* vae, int64_t maxLanes, int64_t trainin
 // ------------------------------------------------------------------ labels, seed -> noise
 
 int64_t Sampler::start(LaneSpec spec) {
-  const auto free =
-      std::find_if(lanes_.begin(), lanes_.end(), [](const Lane& lane) { return !lane.active; });
-  DIT_CHECK(free != lanes_.end(), ErrorCode::Internal, "no lane is free");
-  const int64_t number = free - lanes_.begin();
+  const int64_t number = freeLane();
   const Tensor x = x_.slice(number, 1);
   if (spec.noise.empty()) {
     ops_.noise({.seed = spec.seed,
@@ -43,11 +40,35 @@ int64_t Sampler::start(LaneSpec spec) {
     ops_.backend().upload(x, spec.noise.data());
   }
   const uint64_t vectorId = spec.label < 0 ? nextVectorId_++ : 0;
-  *free = {.active = true, .spec = std::move(spec), .step = 0, .vectorId = vectorId};
+  lanes_[number] = {.active = true, .spec = std::move(spec), .step = 0, .vectorId = vectorId};
   return number;
 }
 
 void Sampler::stop(int64_t lane) { lanes_[lane] = {}; }
+
+SuspendedLane Sampler::suspend(int64_t lane) {
+  SuspendedLane suspended{.spec = {},
+                          .step = lanes_[lane].step,
+                          .vectorId = lanes_[lane].vectorId,
+                          .x = latent(lane),
+                          .history = {}};
+  suspended.history.resize(suspended.x.size() * kSolverHistory);
+  ops_.backend().download(suspended.history.data(), history_.slice(lane, 1));
+  suspended.spec = std::move(lanes_[lane].spec);
+  stop(lane);
+  return suspended;
+}
+
+int64_t Sampler::resume(SuspendedLane suspended) {
+  const int64_t number = freeLane();
+  ops_.backend().upload(x_.slice(number, 1), suspended.x.data());
+  ops_.backend().upload(history_.slice(number, 1), suspended.history.data());
+  lanes_[number] = {.active = true,
+                    .spec = std::move(suspended.spec),
+                    .step = suspended.step,
+                    .vectorId = suspended.vectorId};
+  return number;
+}
 
 // ------------------------------------------------------------------ [ DiT -> solver step ] x N
 
@@ -217,6 +238,13 @@ void Sampler::denoise(const Evaluation& evaluation, const Checkpoint& checkpoint
 }
 
 // ------------------------------------------------------------------ lanes, rows, memory
+
+int64_t Sampler::freeLane() const {
+  const auto free =
+      std::find_if(lanes_.begin(), lanes_.end(), [](const Lane& lane) { return !lane.active; });
+  DIT_CHECK(free != lanes_.end(), ErrorCode::Internal, "no lane is free");
+  return free - lanes_.begin();
+}
 
 int64_t Sampler::freeLanes() const {
   return std::count_if(lanes_.begin(), lanes_.end(), [](const Lane& lane) { return !lane.active; });

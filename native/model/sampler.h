@@ -24,6 +24,14 @@ struct LaneSpec {
   std::vector<float> stepNoise;  // [steps, C, H, W]: the noise of each step; Philox's where empty
 };
 
+// An image that was begun and has no lane: all that its later steps depend on.
+struct SuspendedLane {
+  LaneSpec spec;
+  int64_t step = 0;
+  uint64_t vectorId = 0;
+  std::vector<float> x, history;  // [C, H, W], [kSolverHistory, C, H, W]
+};
+
 // An image [height, width, channels] of bytes.
 struct Picture {
   int64_t height = 0, width = 0, channels = 0;
@@ -49,6 +57,10 @@ class Sampler {
   int64_t start(LaneSpec spec);
   // Gives the lane back, finished or not.
   void stop(int64_t lane);
+
+  // Gives the lane back; resumed in any free lane, the image goes on as if it had never left.
+  SuspendedLane suspend(int64_t lane);
+  int64_t resume(SuspendedLane suspended);
 
   // One evaluation of the model and one solver step for every lane that is not finished. A device
   // that records rounds (Backend::repeat) replays them from the third of a size on.
@@ -97,6 +109,7 @@ class Sampler {
   // What is repeated, with each number of rows.
   enum class Work : uint8_t { Round, Denoise };
 
+  int64_t freeLane() const;
   bool guided(const Lane& lane, int64_t step) const;
   ModulationCache::Need need(const Lane& lane, int64_t step) const;
   ModulationCache::Need nullNeed(float timestep) const;

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <utility>
 
+#include "model/lane_schedule.h"
 #include "model/model_jobs.h"
 
 namespace dit {
@@ -16,6 +17,10 @@ void SamplingJobs::join(std::shared_ptr<Job> job) {
   auto active = std::make_unique<Active>();
   active->job = std::move(job);
   const SampleRequest& request = active->request();
+  if (request.call != 0) {
+    active->job->call = queue_.calls().find(request.call);
+    DIT_CHECK(active->job->call, ErrorCode::Aborted, "the call has ended");
+  }
   const DitConfig& config = model_.spec.dit;
   const size_t n = request.labels.size();
   const int64_t count = config.latentCount();
@@ -38,25 +43,16 @@ void SamplingJobs::join(std::shared_ptr<Job> job) {
   }
   DIT_CHECK(request.guidance == 1 || config.nullClass, ErrorCode::Option,
             "guidance: this model has no null class, so it cannot be guided; use 1");
-  active->images.resize(n);
-  joinCall(*active);
-  active_.push_back(std::move(active));
-}
-
-void SamplingJobs::joinCall(Active& active) {
-  const SampleRequest& request = active.request();
-  Calls& calls = queue_.calls();
-  if (request.call != 0) {
-    active.job->call = calls.find(request.call);
-    DIT_CHECK(active.job->call, ErrorCode::Aborted, "the call has ended");
-    return;
+  if (!active->job->call) {
+    active->job->call = queue_.calls().enter({.images = images,
+                                              .steps = steps,
+                                              .rows = request.guidance == 1 ? steps : 2 * steps,
+                                              .caller = {}},
+                                             steadySeconds());
   }
-  const int64_t steps = static_cast<int64_t>(active.plan->size());
-  active.job->call = calls.enter({.images = static_cast<int64_t>(active.images.size()),
-                                  .steps = steps,
-                                  .rows = request.guidance == 1 ? steps : 2 * steps,
-                                  .caller = {}},
-                                 steadySeconds());
+  if (active->job->call->turn == 0) active->job->call->turn = ++lastTurn_;
+  active->images.resize(n);
+  active_.push_back(std::move(active));
 }
 
 std::vector<SamplingJobs::Active*> SamplingJobs::all() const {
@@ -67,12 +63,6 @@ std::vector<SamplingJobs::Active*> SamplingJobs::all() const {
 
 void SamplingJobs::advance() {
   const double begin = steadySeconds();
-  turn();
-  queue_.calls().turnDone(model_.sampler->maxLanes() - model_.sampler->freeLanes(), 0,
-                          steadySeconds() - begin);
-}
-
-void SamplingJobs::turn() {
   dropUnwanted();
   try {
     model_.refresh();
@@ -80,25 +70,26 @@ void SamplingJobs::turn() {
     failAll(std::current_exception());
     return;
   }
-  fillLanes();
+  handOutLanes();
   if (active_.empty()) return;
   const std::vector<Active*> jobs = all();
+  int64_t rows = 0;
   try {
-    const double roundBegin = steadySeconds();
     // Stops early only when nobody waits for the round any more.
-    const int64_t rows = model_.sampler->round([&] {
+    rows = model_.sampler->round([&] {
       queue_.checkOpen();
       const bool wanted = std::any_of(jobs.begin(), jobs.end(), [](const Active* active) {
         return !active->job->cancel.cancelled();
       });
       DIT_CHECK(wanted, ErrorCode::Aborted, "the job was cancelled");
     });
-    queue_.calls().roundDone(static_cast<double>(rows), steadySeconds() - roundBegin);
   } catch (const std::exception&) {
     failAll(std::current_exception());
     return;
   }
+  queue_.calls().roundDone();
   for (Active* active : jobs) guarded(*active, [&] { report(*active); });
+  queue_.calls().turnDone(rows, steadySeconds() - begin);
 }
 
 void SamplingJobs::failAll(const std::exception_ptr& error) {
@@ -116,32 +107,80 @@ void SamplingJobs::dropUnwanted() {
   }
 }
 
-// The next image comes from the job that has the fewest lanes, the oldest among equals.
-void SamplingJobs::fillLanes() {
-  while (model_.sampler->freeLanes() > 0) {
-    Active* next = nullptr;
-    int64_t fewest = 0;
-    for (const auto& active : active_) {
-      const auto& images = active->images;
-      const bool waits = std::any_of(images.begin(), images.end(),
-                                     [](const Image& image) { return !image.started; });
-      const int64_t lanes = std::count_if(images.begin(), images.end(),
-                                          [](const Image& image) { return image.lane >= 0; });
-      if (waits && (!next || lanes < fewest)) {
-        next = active.get();
-        fewest = lanes;
-      }
+// Every image that may get a lane: of those that have not begun, no more of a job than there are
+// lanes, the first ones.
+void SamplingJobs::handOutLanes() {
+  const int64_t lanes = model_.sampler->maxLanes();
+  std::vector<Contender> contenders;
+  std::vector<Place> places;
+  for (const auto& active : active_) {
+    const Call& call = *active->job->call;
+    int64_t fresh = 0;
+    for (size_t i = 0; i < active->images.size() && fresh < lanes; i++) {
+      const Image& image = active->images[i];
+      if (image.done) continue;
+      fresh += image.fresh();
+      contenders.push_back({.caller = call.caller,
+                            .call = call.id,
+                            .priority = call.priority,
+                            .turn = call.turn,
+                            .left = static_cast<int64_t>(active->plan->size()) - image.steps,
+                            .holds = image.lane >= 0,
+                            .held = image.held});
+      places.push_back({active.get(), i});
     }
-    if (!next) return;
-    // Failing to make room for it is this job's failure; its images then wait no more.
-    guarded(*next, [&] {
-      const auto image = std::find_if(next->images.begin(), next->images.end(),
-                                      [](const Image& i) { return !i.started; });
-      image->lane = model_.sampler->start(laneSpec(*next, image - next->images.begin()));
-      image->started = true;
-      if (next->startedAt == 0) next->startedAt = steadySeconds();
-    });
   }
+  std::vector<bool> chosen(contenders.size());
+  for (const size_t i : assignLanes(contenders, lanes)) chosen[i] = true;
+  for (size_t i = 0; i < places.size(); i++) {
+    if (contenders[i].holds && !chosen[i]) takeLane(places[i]);
+  }
+  for (size_t i = 0; i < places.size(); i++) {
+    if (!contenders[i].holds && chosen[i]) giveLane(places[i]);
+  }
+  tellLanes();
+}
+
+void SamplingJobs::takeLane(const Place& place) {
+  if (!isActive(place.active)) return;
+  guarded(*place.active, [&] {
+    Image& image = place.active->images[place.image];
+    image.suspended = model_.sampler->suspend(image.lane);
+    image.lane = -1;
+    model_.suspended++;
+    // After its turn the call waits for the next one behind all others; set aside before that, it
+    // keeps its place.
+    if (image.held >= kLaneQuantum) place.active->job->call->turn = ++lastTurn_;
+  });
+}
+
+void SamplingJobs::giveLane(const Place& place) {
+  if (!isActive(place.active)) return;
+  // Failing to make room for it is this job's failure; its images then wait no more.
+  guarded(*place.active, [&] {
+    Active& active = *place.active;
+    Image& image = active.images[place.image];
+    if (image.suspended) {
+      image.lane = model_.sampler->resume(std::move(*image.suspended));
+      image.suspended.reset();
+      model_.suspended--;
+    } else {
+      image.lane = model_.sampler->start(laneSpec(active, static_cast<int64_t>(place.image)));
+      if (active.startedAt == 0) active.startedAt = steadySeconds();
+    }
+    image.held = 0;
+  });
+}
+
+bool SamplingJobs::isActive(const Active* active) const {
+  return std::any_of(active_.begin(), active_.end(),
+                     [&](const auto& other) { return other.get() == active; });
+}
+
+// For those who ask what is in the making now.
+void SamplingJobs::tellLanes() {
+  queue_.calls().inTheMaking(model_.sampler->maxLanes() - model_.sampler->freeLanes(),
+                             model_.suspended);
 }
 
 LaneSpec SamplingJobs::laneSpec(const Active& active, int64_t i) const {
@@ -174,6 +213,7 @@ void SamplingJobs::report(Active& active) {
   for (size_t i = 0; i < active.images.size(); i++) {
     Image& image = active.images[i];
     if (image.lane >= 0) {
+      image.held++;
       image.steps = model_.sampler->step(image.lane);
       if (image.steps == steps) {
         finishImage(active, static_cast<int64_t>(i));
@@ -218,6 +258,7 @@ void SamplingJobs::finishImage(Active& active, int64_t i) {
   const std::vector<float> latent = sampler.latent(image.lane);
   sampler.stop(image.lane);
   image.lane = -1;
+  tellLanes();
   JobEvent& result = active.result;
   if (active.request().latentOnly) {
     result.shape = {n, config.channels, config.height, config.width};
@@ -246,13 +287,27 @@ void SamplingJobs::finishImage(Active& active, int64_t i) {
 
 template <typename Work>
 void SamplingJobs::guarded(Active& active, const Work& work) {
-  const bool succeeded = queue_.guarded(*active.job, work);
+  const bool succeeded = queue_.guarded(*active.job, [&] {
+    try {
+      work();
+    } catch (...) {
+      leave(active);  // before anybody is told that it has
+      throw;
+    }
+  });
   if (succeeded && !active.ready()) return;
-  for (const Image& image : active.images) {
-    if (image.lane >= 0) model_.sampler->stop(image.lane);
-  }
   active_.erase(std::find_if(active_.begin(), active_.end(),
                              [&](const auto& other) { return other.get() == &active; }));
+}
+
+// Gives the lanes of a job back.
+void SamplingJobs::leave(Active& active) {
+  for (Image& image : active.images) {
+    if (image.lane >= 0) model_.sampler->stop(image.lane);
+    if (image.suspended) model_.suspended--;
+    image = {.done = true};
+  }
+  tellLanes();
 }
 
 }  // namespace dit

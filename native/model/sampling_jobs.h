@@ -4,6 +4,7 @@
 #include <deque>
 #include <exception>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "model/jobs.h"
@@ -20,15 +21,20 @@ class SamplingJobs {
   // Lets a job, whose request is a SampleRequest, join; throws when it asks for the impossible.
   void join(std::shared_ptr<Job> job);
   bool empty() const { return active_.empty(); }
-  // Gives free lanes to waiting images, does one round and finishes the images that are ready.
+  // Gives the lanes to those whose turn it is (lane_schedule.h), does one round and finishes the
+  // images that are ready.
   void advance();
 
  private:
   // One image of a job.
   struct Image {
-    int64_t lane = -1;  // -1: waiting or done
-    int64_t steps = 0;
-    bool started = false, done = false;
+    int64_t lane = -1;  // -1: waits, or is done
+    int64_t held = 0;   // rounds since it was given its lane
+    int64_t steps = 0;  // done
+    std::optional<SuspendedLane> suspended;
+    bool done = false;
+
+    bool fresh() const { return lane < 0 && !suspended && !done; }
   };
 
   struct Active {
@@ -43,12 +49,21 @@ class SamplingJobs {
     bool ready() const;
   };
 
+  // An image of a job under way.
+  struct Place {
+    Active* active;
+    size_t image;
+  };
+
   std::vector<Active*> all() const;
+  bool isActive(const Active* active) const;
   void failAll(const std::exception_ptr& error);
-  void turn();
-  void joinCall(Active& active);
   void dropUnwanted();
-  void fillLanes();
+  void handOutLanes();
+  void giveLane(const Place& place);
+  void takeLane(const Place& place);
+  void leave(Active& active);
+  void tellLanes();
   LaneSpec laneSpec(const Active& active, int64_t i) const;
   void report(Active& active);
   void preview(const Active& active, int64_t i);
@@ -61,6 +76,7 @@ class SamplingJobs {
   JobQueue& queue_;
   LoadedModel& model_;
   std::deque<std::unique_ptr<Active>> active_;
+  uint64_t lastTurn_ = 0;
 };
 
 }  // namespace dit

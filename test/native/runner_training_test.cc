@@ -258,6 +258,17 @@ DIT_CASE("runner/training-ema") {
              std::find(order.rbegin(), order.rend(), inTheMaking).base(),
          "it was still in the making");
   EXPECT(model.sample() != later);
+
+  // So does one that had no lane for a while.
+  const std::vector<float> alone = model.done(runner.sample(request({8, 9}, "50"))).floats;
+  const uint64_t aside = runner.sample(request({8, 9}, "50"));
+  model.inbox.await(aside, 2);
+  SampleRequest urgent = request({1, 2}, "50");
+  urgent.call = runner.admit({.images = 2, .steps = 50, .rows = 100, .priority = 1, .caller = {}});
+  const uint64_t first = runner.sample(urgent);
+  model.step(rows());
+  model.done(first);
+  EXPECT(model.done(aside).floats == alone);
 }
 
 // The averaged weights outlive the trainer, until there is another; an image in the making ends

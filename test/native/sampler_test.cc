@@ -101,7 +101,8 @@ DIT_CASES(trajectoryCases) {
   }
 }
 
-// A lane alone, and the same lane among others that join and leave at random.
+// A lane alone, and the same lane among others that join and leave at random, all of them set aside
+// now and then and resumed in some other lane.
 DIT_CASES(batchCases) {
   for (const Precision precision : {Precision::F32, Precision::BF16}) {
     addCase(CaseKind::Plain, std::string("sampler/batch-invariance/") + precisionName(precision),
@@ -143,7 +144,7 @@ DIT_CASES(batchCases) {
                 std::vector<int64_t> others;
                 for (int i = pick(3); i >= 0; i--) others.push_back(sampler.start(randomSpec()));
                 for (int i = pick(6); i > 0; i--) sampler.round({});
-                const int64_t lane = sampler.start(spec);
+                int64_t lane = sampler.start(spec);
                 while (!sampler.finished(lane)) {
                   sampler.round({});
                   for (int64_t& other : others) {
@@ -151,6 +152,15 @@ DIT_CASES(batchCases) {
                     sampler.stop(other);
                     other = pick(2) ? sampler.start(randomSpec()) : -1;
                   }
+                  if (sampler.finished(lane) || pick(3) > 0) continue;
+                  SuspendedLane aside = sampler.suspend(lane);
+                  if (!others.empty() && others[0] >= 0) {
+                    // Somebody else's lane from now on, and back.
+                    SuspendedLane other = sampler.suspend(others[0]);
+                    others[0] = sampler.resume(std::move(other));
+                  }
+                  for (int i = pick(4); i > 0; i--) sampler.round({});
+                  lane = sampler.resume(std::move(aside));
                 }
                 EXPECT(sampler.latent(lane) == alone, "trial ", trial);
                 EXPECT(sampler.latent(lane) == sampler.latent(lane));
