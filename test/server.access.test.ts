@@ -44,6 +44,25 @@ test('a token: asked for where it matters, and never told', async () => {
   await logged.close()
 })
 
+test('an answer at once, by the header Prefer', async () => {
+  const app = await appWith(dit)
+  const prefer = { prefer: 'wait=5, respond-async' }
+  const started = await post(app, '/v1/images', { labels: 1, steps: 2 }, prefer)
+  assert.is(started.status, 202)
+  assert.is(started.headers['preference-applied'], 'respond-async')
+  assert.match((await get(app, started.json().events)).body, 'event: done')
+  const waited = await post(
+    app,
+    '/v1/images',
+    { labels: 1, steps: 2 },
+    { prefer: 'return=minimal' },
+  )
+  assert.is(waited.status, 200)
+  const unknown = await app.inject({ method: 'DELETE', url: '/v1/images/unknown' })
+  assert.is(unknown.statusCode, 404)
+  await app.close()
+})
+
 test('others see nothing of a request', async () => {
   const shared = await appWith(dit, { token: ['one', 'two'] })
   const as = (token: string) => ({ authorization: `Bearer ${token}` })

@@ -3,6 +3,7 @@
 import { createHash, timingSafeEqual } from 'node:crypto'
 import { isIP } from 'node:net'
 import type { FastifyInstance, FastifyRequest } from 'fastify'
+import { DiTError } from '../errors.js'
 import { HttpError } from './errors.js'
 
 /** Tokens that are accepted; only their hashes are kept. @internal */
@@ -64,9 +65,8 @@ export async function addRateLimit(
   ownerOf: (request: FastifyRequest) => string,
 ): Promise<void> {
   const { default: rateLimit } = await import('@fastify/rate-limit').catch((cause: unknown) => {
-    throw new Error('The option rateLimit needs a package: npm install @fastify/rate-limit', {
-      cause,
-    })
+    const message = 'The option rateLimit needs a package: npm install @fastify/rate-limit'
+    throw new DiTError('ERR_DIT_OPTION', message, { cause })
   })
   await app.register(rateLimit, {
     global: false,
