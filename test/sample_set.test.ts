@@ -24,7 +24,8 @@ import { dit, ditJson } from './helpers/cli.js'
 import { fixture, rejects, temporaryFolder } from './helpers/files.js'
 import { readNpz } from './helpers/npz.js'
 
-const main = fileURLToPath(new URL('../dist/cli/main.js', import.meta.url))
+const root = fileURLToPath(new URL('..', import.meta.url))
+const main = path.join(root, 'dist/cli/main.js')
 const pipeline = fixture('diffusers_pipeline') // five classes, 16×16 pixels of three channels
 const cpu = { precision: 'fp32', threads: 1 } as const
 const quick = { steps: 2, guidance: 2 } as const
@@ -288,6 +289,28 @@ test('joined and killed before the parts were removed, it is joined again', asyn
   writeFileSync(other, 'anything')
   assert.is((await make(other, { shard: [2, 2] })).missing, 0)
   assert.ok(readFileSync(other).equals(bytes))
+})
+
+test('killed (-9) while it joins, it leaves nothing in the end', async () => {
+  // 50 MB in all: joining takes some time.
+  const out = newSet()
+  const source = `
+    import { DiT, sampleSet } from './dist/index.mjs'
+    const dit = await DiT.create({ depth: 1, hidden: 8, heads: 1, patchSize: 64, latentSize: 512, channels: 3, numClasses: 1 }, { seed: 1, precision: 'fp32' })
+    const onProgress = ({ phase }) => phase === 'join' && process.kill(process.pid, process.argv[1])
+    const { missing } = await sampleSet(dit, { out: ${JSON.stringify(out)}, count: 64, steps: 1, guidance: 1, onProgress })
+    console.log(missing)
+    await dit.close()`
+  const run = (signal: string) => {
+    const args = ['--input-type=module', '-e', source, signal]
+    return spawnSync(process.execPath, args, { cwd: root, encoding: 'utf8' })
+  }
+  assert.is(run('SIGKILL').signal, 'SIGKILL')
+  assert.equal(readdirSync(path.dirname(out)), ['samples.npz.parts'])
+  assert.ok(readdirSync(`${out}.parts`).some((name) => /^samples\.npz\..*\.part$/.test(name)))
+  const { status, stdout, stderr } = run('SIGCONT') // does nothing
+  assert.equal([status, stdout], [0, '0\n'], stderr)
+  assert.equal(readdirSync(path.dirname(out)).sort(), ['samples.json', 'samples.npz'])
 })
 
 test('what is complete is not made again', async () => {

@@ -67,13 +67,16 @@ export const partEnd = '.part'
 
 /**
  * Writes a file that appears whole or not at all, also when the process or the machine stops in the
- * middle. Rejects with ERR_DIT_FILE when it cannot be written.
+ * middle; what is left then lies in `folder`, of the same file system. Rejects with ERR_DIT_FILE when it
+ * cannot be written.
  */
 export async function writeWhole(
   file: string,
   parts: Iterable<Uint8Array> | AsyncIterable<Uint8Array>,
+  folder = path.dirname(file),
 ): Promise<void> {
-  const part = `${file}.${process.pid}-${randomBytes(4).toString('hex')}${partEnd}`
+  const unique = `${process.pid}-${randomBytes(4).toString('hex')}`
+  const part = path.join(folder, `${path.basename(file)}.${unique}${partEnd}`)
   try {
     try {
       const write = async (handle: FileHandle) => {

@@ -126,7 +126,7 @@ export const sampleSetSchema = v.strictObject({
     'a name that ends in .npz',
     (value) => typeof value === 'string' && /[^/]\.npz$/.test(value),
   ),
-  count: options.integer(1, 1e9),
+  count: options.integer(1, 1e7),
   labels: v.optional(
     options.is<readonly (number | string)[] | 'random'>(
       "class numbers or names, or 'random'",

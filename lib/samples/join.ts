@@ -83,7 +83,8 @@ export async function join(
     { name: 'arr_0', dtype: 'uint8', shape: [facts.count, ...facts.shape], data: pixels },
     { name: 'arr_1', dtype: 'int64', shape: [facts.count], data: () => labelBytes(facts) },
   ]
-  await writeWhole(out, hashed(npzBytes(arrays)))
+  // A process that is killed here leaves much behind: where it is removed in the end.
+  await writeWhole(out, hashed(npzBytes(arrays)), parts.folder)
   const sidecar: v.InferOutput<typeof sidecarSchema> = {
     ...facts,
     source,
