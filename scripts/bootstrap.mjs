@@ -80,6 +80,7 @@ function ensureClangFormat() {
 /** What tests start, and the package that brings it. Without one, its tests fail and say so. */
 const testTools = [
   ['chromium', 'chromium', '--version'],
+  ['curl', 'curl', '--version'],
   ['debootstrap', 'debootstrap', '--version'],
   ['redis-server', 'redis-server', '--version'],
   ['python3-numpy', 'python3', '-c', 'import numpy'],
