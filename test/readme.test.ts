@@ -49,7 +49,7 @@ const smaller: [text: string, instead: string][] = [
 /** Commands that are run by another test or by CI: where, and what stands there. */
 const elsewhere: [command: string, file: string, text: string][] = [
   ['npm run build:all && npm pack', 'test/package.test.ts', "'pack'"],
-  ['npm install ../dit-native/dit-native-0.1.0.tgz', 'scripts/install.mjs', 'install script'],
+  ['npm install ../dit-native/dit-native-0.1.0.tgz', 'test/package.test.ts', "'pack'"],
   ['npm run demo', 'test/demo.test.ts', "'../demo/demo.ts'"],
   ['npm test', '.ci/run', 'npm test'],
   [
