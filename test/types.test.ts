@@ -51,6 +51,32 @@ for (const [name, options] of [
   })
 }
 
+test('the server, in an application of the user', () => {
+  const folder = project({})
+  symlinkSync(path.join(root, 'node_modules/fastify'), path.join(folder, 'node_modules/fastify'))
+  const uses = `
+import Fastify from 'fastify'
+import { DiT } from 'dit-native'
+import { ditServer, serve, type DitServerOptions, type Server } from 'dit-native/server'
+const model = await DiT.load('demo')
+const options: DitServerOptions = { model: { a: model }, limits: { images: 4 }, token: ['x'] }
+await Fastify({ logger: true }).register(ditServer, { ...options, prefix: '/a', logLevel: 'warn' })
+await Fastify({ http2: false }).register(ditServer, { model, caller: (request) => request.ip })
+const server: Server = await serve({ model: 'demo', load: { device: 'cpu', maxBatch: 2 }, logger: { level: 'info' } })
+const url: string = server.url
+// @ts-expect-error: no model
+await Fastify().register(ditServer, { prefix: url })
+// @ts-expect-error: a source is for serve
+await Fastify().register(ditServer, { model: 'demo' })
+`
+  writeFileSync(path.join(folder, 'server.mts'), uses)
+  writeFileSync(
+    path.join(folder, 'server.cts'),
+    "import server = require('dit-native/server')\nvoid server.serve({ model: 'demo' })\n",
+  )
+  assert.is(run('-p', folder), '')
+})
+
 test('the check would notice', () => {
   const folder = project({})
   writeFileSync(

@@ -141,13 +141,22 @@ export class Classes {
   #suggest(label: string): ClassEntry[] {
     const wanted = label.slice(0, 60).trim().toLowerCase()
     if (wanted === '') return []
-    const ranked = this.#synonyms.map((one) => {
-      const shared = one.words.some((word) => word.length > 2 && wordsOf(wanted).includes(word))
-      return { one, distance: shared ? 1 : nearness(wanted, one.text) }
+    const words = wordsOf(wanted).filter((word) => word.length > 2)
+    const most = Math.max(2, wanted.length / 3)
+    const near = this.#synonyms.flatMap((one) => {
+      const shared = words.some((word) => one.words.includes(word))
+      const distance = shared ? 1 : nearnessWithin(wanted, one.text, most)
+      return distance <= most ? [{ one, distance }] : []
     })
-    const near = ranked.filter(({ distance }) => distance <= Math.max(2, wanted.length / 3))
     return distinct(near.sort((a, b) => a.distance - b.distance).map(({ one }) => one)).slice(0, 5)
   }
+}
+
+/** `nearness`, without the work where it must be more than `most`. */
+function nearnessWithin(a: string, b: string, most: number): number {
+  const contained = a.includes(b) || b.includes(a)
+  const apart = Math.abs(a.length - b.length)
+  return contained || apart <= most ? nearness(a, b) : apart
 }
 
 function distinct(found: readonly Synonym[]): ClassEntry[] {

@@ -3,7 +3,19 @@
 import type { FastifyError, FastifyReply, FastifyRequest } from 'fastify'
 import { DiTError, type DiTErrorCode } from '../errors.js'
 
-/** The body of every answer that is an error. */
+/**
+ * The body of every answer that is an error, in the shape of OpenAI's. Codes are those of DiTError, those of
+ * Fastify (`FST_…`: no JSON, a body too large), and
+ *
+ * | code | status | meaning |
+ * |---|---|---|
+ * | `invalid_token` | 401 | the token is missing or wrong |
+ * | `model_not_found`, `not_found` | 404 | there is no such model, request or path |
+ * | `rate_limit_exceeded` | 429 | the caller asks too often (`rateLimit`) |
+ * | `cancelled` | 499, or an event | nobody waited any more, or it was deleted |
+ * | `ERR_DIT_LOADING`, `ERR_DIT_DRAINING` | 503 | the server is being started or stopped |
+ * | `wrong_host` | 421 | a server for this machine was called by another name |
+ */
 export interface ErrorBody {
   /** What went wrong: `code` is a DiTError's or the server's own; `suggestions` are of a class name. */
   error: {

@@ -195,12 +195,12 @@ function openaiFields(limits: Required<Limits>) {
       json: {
         type: 'string',
         minLength: 1,
-        maxLength: 32_000,
+        maxLength: 4000,
         description: 'What a class is called, or a text with such a name in it.',
       },
       test: is<string>(
-        'a text of 1 to 32000 characters',
-        (value) => typeof value === 'string' && value.trim() !== '' && value.length <= 32_000,
+        'a text of 1 to 4000 characters',
+        (value) => typeof value === 'string' && value.trim() !== '' && value.length <= 4000,
       ),
     },
     n: {

@@ -26,7 +26,10 @@ export interface ServeOptions extends Omit<DitServerOptions, 'model'> {
   port?: number
   /** Default `'127.0.0.1'`: this machine only. An address that others reach needs a `token`. */
   host?: string
-  /** Lets an address that others reach do without a token. Default false. */
+  /**
+   * Lets everybody who reaches the server make images: an address that others reach needs no token, and
+   * requests need not say that they are for localhost, as behind a proxy. Default false.
+   */
   allowPublic?: boolean
   /** As Fastify's: whose `X-Forwarded-*` headers are believed, behind a proxy. Default: nobody's. */
   trustProxy?: FastifyServerOptions['trustProxy']
@@ -111,7 +114,7 @@ export async function serve(serveOptions: ServeOptions): Promise<Server> {
   app.setNotFoundHandler(() => {
     throw new HttpError(404, 'not_found', 'There is nothing here: see /openapi.json')
   })
-  if (!isPublic && settings.tokens.length === 0) onlyLoopbackNames(app)
+  if (!isPublic && settings.tokens.length === 0 && !allowPublic) onlyLoopbackNames(app)
   await app.register((scope) => mount(scope, service))
 
   const models: DiT[] = []
