@@ -11,11 +11,11 @@ import path from 'node:path'
 import { parseArgs } from 'node:util'
 import { packageRoot as root } from '../lib/root.cjs'
 import * as measure from './measure.js'
-import { type Results, report } from './report.js'
+import { processor, type Results, report } from './report.js'
 
 const preface = `# Benchmark results
 
-\`npm run bench\` measures these; \`npm run bench -- --write\` writes this page, but for its last two parts.
+\`npm run bench\` measures these; \`npm run bench -- --write\` writes this page down to “On a GPU”.
 
 The peer is onnxruntime-node 1.30, fp32 (it has no bf16 on x86), on a model written for it by
 \`peers/dit_onnx.ts\`: the same weights, read from the same file, fused attention and GELU, packed weights.
@@ -33,11 +33,6 @@ const benchmarks = {
   sample: (quick) => measure.measureSample(quick ? 1 : 3),
 } satisfies Record<string, (quick: boolean) => Promise<unknown>>
 type Name = keyof typeof benchmarks
-
-function processor(): string {
-  const name = /^model name\s*: (.*)$/m.exec(readFileSync('/proc/cpuinfo', 'utf8'))?.[1]
-  return name ?? os.arch()
-}
 
 function git(...args: string[]): string {
   return spawnSync('git', args, { cwd: root, encoding: 'utf8' }).stdout.trim()

@@ -1,5 +1,7 @@
 // Results as Markdown, which a terminal shows well enough.
 
+import { readFileSync } from 'node:fs'
+import os from 'node:os'
 import { duration, scaled } from '../lib/cli/units.js'
 import type {
   measureDecoder,
@@ -51,7 +53,13 @@ function head({ date, commit, command, processor, cores, loadAverage, node, note
   )
 }
 
-function table(columns: string[], rows: string[][]): string {
+/** The name of the processor. */
+export function processor(): string {
+  const name = /^model name\s*: (.*)$/m.exec(readFileSync('/proc/cpuinfo', 'utf8'))?.[1]
+  return name ?? os.arch()
+}
+
+export function table(columns: string[], rows: string[][]): string {
   const widths = columns.map((name, i) =>
     Math.max(name.length, ...rows.map((row) => row[i]?.length ?? 0)),
   )

@@ -33,8 +33,8 @@ export interface Part<T> {
   readonly onEvent?: ((event: RunningEvent) => void) | undefined
 }
 
-/** Enough to fill the lanes of a model when every job makes one image, and some to wait. */
-const jobsAtOnce = 8
+/** Enough that the model always has one to do while others are copied. @internal */
+export const jobsAtOnce = 8
 
 interface RunOptions {
   signal?: AbortSignal | undefined
@@ -130,7 +130,11 @@ export class Engine {
    * A job's data is copied when it starts and when it ends, so the first ones start one turn of the
    * event loop after the other, and `finish` is called for each as it ends.
    */
-  async runAll<T>(parts: readonly Part<T>[], signal: AbortSignal | undefined): Promise<T[]> {
+  async runAll<T>(
+    parts: readonly Part<T>[],
+    signal: AbortSignal | undefined,
+    atOnce = jobsAtOnce,
+  ): Promise<T[]> {
     const failure = new AbortController()
     const either = signal ? AbortSignal.any([signal, failure.signal]) : failure.signal
     const results: T[] = []
@@ -145,7 +149,7 @@ export class Engine {
     }
     try {
       await Promise.all(
-        Array.from({ length: Math.min(jobsAtOnce, parts.length) }, (_, i) => runNext(i)),
+        Array.from({ length: Math.min(atOnce, parts.length) }, (_, i) => runNext(i)),
       )
     } catch (error) {
       failure.abort(error)

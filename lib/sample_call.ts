@@ -1,6 +1,6 @@
 import type { ImagesEvent, LatentsEvent, Timings } from './events.js'
 import { splitImages } from './image.js'
-import type { Engine } from './jobs.js'
+import { type Engine, jobsAtOnce } from './jobs.js'
 import type { Output, SampleOptions } from './options.js'
 import { bytesOf, Gathered } from './payloads.js'
 import { relay, type SamplePlan } from './sampling.js'
@@ -34,6 +34,7 @@ export async function runSample(
         },
       })),
       given.signal,
+      engine.stats().maxLanes + jobsAtOnce, // all lanes, where every job makes one image
     ),
   )
   if (!wantsLatents) return { type: 'images', images: images.flat(), ...timings }

@@ -1,7 +1,7 @@
 // Runs a job of the project (`npm test`, `npm run demo`, …) after installing and building what it
 // needs and finds missing. Works as the first command in a fresh clone, so it uses Node alone.
 //
-//   node scripts/bootstrap.mjs test | test:fast | test:full | demo | bench | quality | lint | build
+//   node scripts/bootstrap.mjs test | test:fast | test:full | demo | bench | bench:load | quality | lint | build
 import { spawnSync } from 'node:child_process'
 import { existsSync, readFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
@@ -17,6 +17,7 @@ const jobs = {
   'test:full': tsx('test/run.ts', '--suite=full'),
   demo: tsx('demo/demo.ts'),
   bench: tsx('bench/bench.ts'),
+  'bench:load': tsx('bench/load/load.ts'),
   quality: tsx('bench/quality/quality.ts'),
   lint: ['scripts/lint'],
   build: [process.execPath, 'scripts/build-ts.mjs'],

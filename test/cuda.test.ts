@@ -66,6 +66,28 @@ for (const precision of precisions) {
   })
 }
 
+for (const precision of ['fp32', 'bf16'] as const) {
+  test(`sample in ${precision}: set aside between recorded rounds, an image keeps its bits`, async () => {
+    await using dit = await DiT.load(micro, { device: emulated, precision, maxBatch: 2 })
+    for (const sampler of ['dpm++', 'ddim', 'ddpm'] as const) {
+      const given = { sampler, steps: 24, seed: 11, output: 'latent' } as const
+      const alone = await dit.sample(3, given)
+      let steps = 0
+      const others: Promise<unknown>[] = []
+      const onProgress = () => {
+        if (++steps % 4 === 0) {
+          // Both lanes, from the next round on; then one, then both again.
+          others.push(dit.sample([1, 2, 0], { steps: 3, seed: steps, output: 'latent' }))
+        }
+      }
+      const aside = await dit.sample(3, { ...given, priority: -1, onProgress })
+      await Promise.all(others)
+      assert.ok(others.length >= 5)
+      assert.ok(sameBits(aside.data, alone.data), sampler)
+    }
+  })
+}
+
 test('a picture from a pipeline with a VAE is the CPU’s but for rounding', async () => {
   const options: SampleOptions = { seed: 3, steps: 3 }
   await using dit = await load(pipeline, 'fp32')
