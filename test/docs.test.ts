@@ -1,23 +1,14 @@
 // The API reference: made of the doc comments, complete, up to date, and its examples are TypeScript
 // that compiles.
 // timeout: 120s
-import { spawnSync } from 'node:child_process'
-import {
-  cpSync,
-  existsSync,
-  mkdirSync,
-  readdirSync,
-  readFileSync,
-  symlinkSync,
-  writeFileSync,
-} from 'node:fs'
+import { readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 import { firstSentence, parseDoc } from '../scripts/docs/comments.js'
 import { renderPages } from '../scripts/docs/markdown.js'
 import { entryPoints, folder, root } from '../scripts/docs/package.js'
-import { temporaryFolder } from './helpers/files.js'
+import { compile, userProject } from './helpers/compile.js'
 
 const entries = entryPoints()
 const pages = renderPages(entries)
@@ -101,36 +92,6 @@ test('what may fail says with which code', () => {
 
 // ---- examples ----
 
-/** A user's project: the package as npm ships it, and what the examples use beside it. */
-function project(examples: ReadonlyMap<string, string>): string {
-  const place = temporaryFolder()
-  const installed = path.join(place, 'node_modules/dit-native')
-  mkdirSync(path.join(place, 'node_modules/@types'), { recursive: true })
-  mkdirSync(installed)
-  cpSync(path.join(root, 'package.json'), path.join(installed, 'package.json'))
-  cpSync(path.join(root, 'dist'), path.join(installed, 'dist'), { recursive: true })
-  const peers = Object.keys(
-    JSON.parse(readFileSync(path.join(root, 'package.json'), 'utf8')).peerDependencies,
-  )
-  for (const name of ['@types/node', 'undici-types', 'sharp', ...peers]) {
-    const link = path.join(place, 'node_modules', name)
-    mkdirSync(path.dirname(link), { recursive: true })
-    if (!existsSync(link)) symlinkSync(path.join(root, 'node_modules', name), link)
-  }
-  for (const [name, text] of examples) writeFileSync(path.join(place, `${name}.mts`), text)
-  const compilerOptions = {
-    target: 'es2023',
-    lib: ['es2023', 'esnext.disposable'],
-    module: 'nodenext',
-    strict: true,
-    noEmit: true,
-    skipLibCheck: true,
-    types: ['node'],
-  }
-  writeFileSync(path.join(place, 'tsconfig.json'), JSON.stringify({ compilerOptions }))
-  return place
-}
-
 /** An example as a module: all that the package exports, a model and a trainer are there. */
 function moduleOf(example: string): string {
   const imports = entries.map(({ specifier, exports }) => {
@@ -150,11 +111,11 @@ function moduleOf(example: string): string {
   ].join('\n')
 }
 
-function compile(examples: ReadonlyMap<string, string>): string {
-  const tsc = path.join(root, 'node_modules/typescript/bin/tsc')
-  const args = [tsc, '-p', project(examples)]
-  const { status, stdout } = spawnSync(process.execPath, args, { encoding: 'utf8' })
-  return status === 0 ? '' : stdout
+function compileAll(examples: ReadonlyMap<string, string>): string {
+  const { peerDependencies } = JSON.parse(readFileSync(path.join(root, 'package.json'), 'utf8'))
+  const place = userProject('sharp', ...Object.keys(peerDependencies))
+  for (const [name, text] of examples) writeFileSync(path.join(place, `${name}.mts`), text)
+  return compile(place)
 }
 
 test('examples compile', () => {
@@ -169,12 +130,12 @@ test('examples compile', () => {
     }
   }
   assert.ok(examples.size >= 30, `${examples.size} examples`)
-  assert.is(compile(examples), '')
+  assert.is(compileAll(examples), '')
 })
 
 test('the compiler would notice', () => {
   const wrong = moduleOf("const options: SampleOptions = { guidance: '4' }")
-  assert.match(compile(new Map([['wrong', wrong]])), /wrong\.mts\(.*error TS2322/)
+  assert.match(compileAll(new Map([['wrong', wrong]])), /wrong\.mts\(.*error TS2322/)
 })
 
 test('an entry point that the outline does not name has a page of its own', () => {

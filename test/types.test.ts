@@ -1,58 +1,37 @@
 // The types that a user's code sees: test/consumer, compiled against the package as npm ships it.
 // timeout: 120s
-import { spawnSync } from 'node:child_process'
-import { copyFileSync, cpSync, mkdirSync, symlinkSync, writeFileSync } from 'node:fs'
+import { cpSync, symlinkSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
-import { fileURLToPath } from 'node:url'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { temporaryFolder } from './helpers/files.js'
+import { packageRoot as root } from '../lib/root.cjs'
+import { compile, userProject } from './helpers/compile.js'
 
-const root = fileURLToPath(new URL('..', import.meta.url))
-const tsc = path.join(root, 'node_modules/typescript/bin/tsc')
-
-function run(...args: string[]): string {
-  const { status, stdout } = spawnSync(process.execPath, [tsc, ...args], { encoding: 'utf8' })
-  return status === 0 ? '' : stdout
-}
-
-/** A project with the package and Node's types installed, and nothing else. */
-function project(options: object): string {
-  const folder = temporaryFolder()
-  const installed = path.join(folder, 'node_modules/dit-native')
-  mkdirSync(installed, { recursive: true })
-  copyFileSync(path.join(root, 'package.json'), path.join(installed, 'package.json'))
-  cpSync(path.join(root, 'dist'), path.join(installed, 'dist'), { recursive: true })
-  mkdirSync(path.join(folder, 'node_modules/@types'))
-  for (const name of ['@types/node', 'undici-types']) {
-    symlinkSync(path.join(root, 'node_modules', name), path.join(folder, 'node_modules', name))
-  }
+/** A project with test/consumer in it. */
+function project(): string {
+  const folder = userProject()
   cpSync(path.join(root, 'test/consumer'), folder, { recursive: true })
-  const compilerOptions = {
-    target: 'es2022',
-    module: 'nodenext',
-    strict: true,
-    noUncheckedIndexedAccess: true,
-    noEmit: true,
-    types: ['node'],
-    ...options,
-  }
-  writeFileSync(path.join(folder, 'tsconfig.json'), JSON.stringify({ compilerOptions }))
   return folder
 }
 
+/** What is wrong in it: `noUncheckedIndexedAccess` and the oldest library that is enough, too. */
+function check(folder: string, options: object = {}): string {
+  const strict = { target: 'es2022', lib: undefined, noUncheckedIndexedAccess: true }
+  return compile(folder, { ...strict, skipLibCheck: false, ...options })
+}
+
 for (const [name, options] of [
-  ['strict, declarations checked too', { skipLibCheck: false }],
+  ['strict, declarations checked too', {}],
   ['exact optional properties', { exactOptionalPropertyTypes: true }],
   ['a newer library', { lib: ['esnext'] }],
 ] as const) {
   test(`a user's modules compile, and their wrong uses do not: ${name}`, () => {
-    assert.is(run('-p', project(options)), '')
+    assert.is(check(project(), options), '')
   })
 }
 
 test('the server, in an application of the user', () => {
-  const folder = project({})
+  const folder = project()
   symlinkSync(path.join(root, 'node_modules/fastify'), path.join(folder, 'node_modules/fastify'))
   const uses = `
 import Fastify from 'fastify'
@@ -74,16 +53,16 @@ await Fastify().register(ditServer, { model: 'demo' })
     path.join(folder, 'server.cts'),
     "import server = require('dit-native/server')\nvoid server.serve({ model: 'demo' })\n",
   )
-  assert.is(run('-p', folder), '')
+  assert.is(check(folder), '')
 })
 
 test('the check would notice', () => {
-  const folder = project({})
+  const folder = project()
   writeFileSync(
     path.join(folder, 'wrong.mts'),
     "import { DiT } from 'dit-native'\nconst n: number = await DiT.load('x')\n// @ts-expect-error\nawait DiT.load('x')\n",
   )
-  const output = run('-p', folder)
+  const output = check(folder)
   assert.match(output, /wrong\.mts\(2,7\): error TS2322/)
   assert.match(output, /wrong\.mts\(3,1\): error TS2578/)
 })

@@ -1,8 +1,8 @@
 // `dit doctor`: what is here, what is wrong with it, and what to do.
 
 import type { Command } from 'commander'
-import { type Diagnosis, diagnose, type Problem } from '../doctor/doctor.js'
-import type { LimitFacts, SystemFacts } from '../doctor/machine.js'
+import { type Diagnosis, diagnose } from '../doctor/doctor.js'
+import type { LimitFacts, Problem, SystemFacts } from '../doctor/machine.js'
 import { type CommonFlags, type Context, newCommand } from './command.js'
 import { deviceLine } from './info.js'
 import { columns, duration, scaled } from './units.js'

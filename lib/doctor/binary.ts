@@ -6,8 +6,7 @@ import path from 'node:path'
 import type { DeviceInfo as NativeDevice } from '../../bindings.js'
 import { runInChild } from '../child.js'
 import { buildAdvice, whyRefused } from '../platform.js'
-import type { Problem } from './doctor.js'
-import type { SystemFacts } from './machine.js'
+import type { Problem, SystemFacts } from './machine.js'
 
 /** The native part. */
 export interface BinaryFacts {

@@ -4,7 +4,7 @@ import { constants, existsSync } from 'node:fs'
 import { access, lstat, readdir, stat, statfs } from 'node:fs/promises'
 import path from 'node:path'
 import { getHFHubCachePath } from '@huggingface/hub'
-import type { Problem } from './doctor.js'
+import type { Problem } from './machine.js'
 
 /** Where downloaded models are kept. */
 export interface CacheFacts {

@@ -15,17 +15,10 @@ import {
   limitFacts,
   type NvidiaFacts,
   nvidiaFacts,
+  type Problem,
   type SystemFacts,
   systemFacts,
 } from './machine.js'
-
-/** Something that is wrong, and what helps. */
-export interface Problem {
-  /** `'error'`: dit-native cannot be used. `'warning'`: something of it cannot, or slowly. */
-  severity: 'error' | 'warning'
-  problem: string
-  advice: string
-}
 
 /** A package that dit-native uses; null: not installed. */
 export type Installed = string | null

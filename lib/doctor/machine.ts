@@ -4,6 +4,14 @@ import { readdirSync, readFileSync } from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
 
+/** Something that is wrong, and what helps. */
+export interface Problem {
+  /** `'error'`: dit-native cannot be used. `'warning'`: something of it cannot, or slowly. */
+  severity: 'error' | 'warning'
+  problem: string
+  advice: string
+}
+
 /** The operating system and Node. */
 export interface SystemFacts {
   node: string
