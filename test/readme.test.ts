@@ -34,6 +34,9 @@ const markdown = (folder: string) =>
     .map((name) => `${folder}/${name}`)
 const documents = ['README.md', 'CHANGELOG.md', ...markdown('docs'), ...markdown('examples')].sort()
 
+/** Those, and pages whose snippets are not for users. */
+const pages = [...documents, 'CONTRIBUTING.md', 'demo/README.md']
+
 /** Less work of the same kind: text of a snippet, what takes its place. Each is used. */
 const smaller: [text: string, instead: string][] = [
   // A network of 25 thousand parameters instead of 33 million, two steps of four images.
@@ -239,7 +242,7 @@ test('links of the documents lead to files and headings that are there', () => {
       .toLowerCase()
       .replace(/[^\w -]/g, '')
       .replaceAll(' ', '-')
-  for (const name of [...documents, 'CONTRIBUTING.md', 'demo/README.md']) {
+  for (const name of pages) {
     const text = readFileSync(path.join(root, name), 'utf8')
     for (const [, target = '', anchor] of text.matchAll(
       /\]\((?!https?:)([^)#]*)(?:#([^)]+))?\)/g,
@@ -250,6 +253,16 @@ test('links of the documents lead to files and headings that are there', () => {
       const headings = [...readFileSync(file, 'utf8').matchAll(/^#+ (.+)$/gm)]
       const anchors = headings.map(([, heading = '']) => slug(heading))
       assert.ok(anchors.includes(anchor), `${name}: ${target}#${anchor}`)
+    }
+  }
+})
+
+test('scripts of npm that a document names are there', () => {
+  const { scripts } = JSON.parse(readFileSync(path.join(root, 'package.json'), 'utf8'))
+  for (const name of pages) {
+    const text = readFileSync(path.join(root, name), 'utf8')
+    for (const [, script = ''] of text.matchAll(/npm run ([\w:-]+)/g)) {
+      assert.ok(script in scripts, `${name}: npm run ${script}`)
     }
   }
 })
