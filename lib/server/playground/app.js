@@ -120,6 +120,8 @@ async function start(settings) {
   showEarlier()
   history.replaceState(null, '', toHash(settings))
   form.running = true
+  // What was pressed has moved, and lost the focus.
+  if (document.activeElement === document.body) button('cancel').focus({ preventScroll: true })
   form.showStage()
   await card.run.start()
   form.running = false

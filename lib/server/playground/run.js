@@ -1,7 +1,7 @@
 // One press of Generate: what was asked for, what has come of it, and how it ended.
 
 import { ApiError, makeImages } from './api.js'
-import { imagesOf, toRequest } from './settings.js'
+import { imagesOf, previewEvery, toRequest } from './settings.js'
 
 /** @import { Model, ServerEvent } from './api.js' */
 /** @import { Settings } from './settings.js' */
@@ -14,6 +14,7 @@ import { imagesOf, toRequest } from './settings.js'
  * @property {string} name
  * @property {number} seed
  * @property {number} step Solver steps done.
+ * @property {number} since Events of progress since its last preview.
  * @property {Frame[]} frames In the order of their steps.
  * @property {string | undefined} source The finished one.
  *
@@ -50,7 +51,7 @@ export class Run extends EventTarget {
     this.model = model
     /** @type {RunImage[]} */
     this.images = imagesOf(settings).map(({ label, seed }) => {
-      return { label, name: nameOf(label), seed, step: 0, frames: [], source: undefined }
+      return { label, name: nameOf(label), seed, step: 0, since: 0, frames: [], source: undefined }
     })
     this.steps = this.images.length * settings.steps
   }
@@ -111,11 +112,13 @@ export class Run extends EventTarget {
     if (event === 'progress') {
       this.step = data.step
       this.dispatchEvent(new Event('progress'))
+      this.#close()
     }
     if (event === 'preview') {
       const image = this.images[data.index]
       if (image === undefined) return
       image.step = data.step
+      image.since = 0
       image.frames.push({ step: data.step, source: data.image })
       this.dispatchEvent(new CustomEvent('image', { detail: data.index }))
     }
@@ -130,6 +133,20 @@ export class Run extends EventTarget {
         this.dispatchEvent(new CustomEvent('image', { detail: index }))
       }
       this.step = this.steps
+    }
+  }
+
+  /** Images whose last steps, of which there are no previews, must be done by now. */
+  #close() {
+    const { steps } = this.settings
+    const every = previewEvery(steps)
+    for (const [index, image] of this.images.entries()) {
+      const left = steps - image.step
+      if (left === 0 || image.frames.length === 0 || left > every) continue
+      image.since += 1
+      if (image.since <= left) continue
+      image.step = steps
+      this.dispatchEvent(new CustomEvent('image', { detail: index }))
     }
   }
 

@@ -97,6 +97,9 @@ export function imagesOf({ classes, per, seed }) {
   )
 }
 
+/** Fifty pictures of each image's way, or a few more. @param {number} steps */
+export const previewEvery = (steps) => Math.max(1, Math.floor(steps / 50))
+
 /**
  * @param {Settings} settings
  * @returns {Record<string, unknown>}
@@ -114,8 +117,7 @@ export function toRequest(settings) {
     guidance,
     ...(sampler === 'ddim' && eta > 0 && { eta }),
     ...(!isWhole && { guidanceInterval: interval }),
-    // About fifty pictures of each image's way at most.
-    preview: Math.ceil(steps / 50),
+    preview: previewEvery(steps),
   }
 }
 

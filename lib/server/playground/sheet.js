@@ -148,6 +148,7 @@ export class Sheet {
     // What is looked back on stays until the run moves on.
     this.#pictures[index]?.show(steps, steps)
     this.#bars[index]?.style.setProperty('--done', String(image.step / steps))
+    this.#bars[index]?.classList.toggle('full', image.step === steps)
   }
 
   #label() {
