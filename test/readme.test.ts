@@ -361,8 +361,11 @@ for (const { place, text } of kindOf('sh')) {
   test(`${place} runs`, async () => {
     const port = await freePort()
     const script = commandsOf(text).map((command) => prepared(command, port))
-    if (place.startsWith('examples/farm'))
-      cpSync(path.join(root, 'examples/farm'), shell, { recursive: true })
+    if (place.startsWith('examples/farm')) {
+      const farm = path.join(root, 'examples/farm')
+      const filter = (name: string) => path.basename(name) !== 'node_modules'
+      cpSync(farm, shell, { recursive: true, filter })
+    }
     const command = ['bash', '-c', `set -euo pipefail\n${script.join('\n')}\n`]
     const { status, output } = await run(shell, command, {
       REDIS_URL: `redis://127.0.0.1:${port}`,
