@@ -21,6 +21,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 import { DiT } from '../lib/index.js'
+import { loadSchema, sampleSchema } from '../lib/options.js'
 import { packageRoot as root } from '../lib/root.cjs'
 import { compile } from './helpers/compile.js'
 import { fixture, temporaryFolder } from './helpers/files.js'
@@ -264,6 +265,22 @@ test('scripts of npm that a document names are there', () => {
     for (const [, script = ''] of text.matchAll(/npm run ([\w:-]+)/g)) {
       assert.ok(script in scripts, `${name}: npm run ${script}`)
     }
+  }
+})
+
+test("the README's tables of options name every option, and no other", () => {
+  const text = readFileSync(path.join(root, 'README.md'), 'utf8')
+  for (const [call, schema] of [
+    ['dit.sample', sampleSchema],
+    ['DiT.load', loadSchema],
+  ] as const) {
+    const [, rows = ''] =
+      new RegExp(`^\\| \`${call}\`.*\\n.*\\n((?:\\|.*\\n)+)`, 'm').exec(text) ?? []
+    const named = rows
+      .split('\n')
+      .flatMap((row) => [...(row.split(' | ')[0] ?? '').matchAll(/`(\w+)`/g)])
+      .map(([, name]) => name)
+    assert.equal(named.sort(), Object.keys(schema.entries).sort(), call)
   }
 })
 
