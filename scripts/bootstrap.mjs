@@ -1,7 +1,8 @@
 // Runs a job of the project (`npm test`, `npm run demo`, …) after installing and building what it
 // needs and finds missing. Works as the first command in a fresh clone, so it uses Node alone.
 //
-//   node scripts/bootstrap.mjs test | test:fast | test:full | demo | bench | bench:load | quality | lint | build
+//   node scripts/bootstrap.mjs test | test:fast | test:full | test:sanitize | demo | bench | bench:load |
+//       quality | lint | build
 import { spawnSync } from 'node:child_process'
 import { existsSync, readFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
@@ -15,6 +16,7 @@ const jobs = {
   test: tsx('test/run.ts'),
   'test:fast': tsx('test/run.ts', '--suite=fast'),
   'test:full': tsx('test/run.ts', '--suite=full'),
+  'test:sanitize': [process.execPath, 'scripts/sanitize.mjs'],
   demo: tsx('demo/demo.ts'),
   bench: tsx('bench/bench.ts'),
   'bench:load': tsx('bench/load/load.ts'),

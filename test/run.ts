@@ -18,6 +18,8 @@
 // passes only when its process ends by itself with status 0, in time, after one summary in which all
 // tests passed, at least one, and none was skipped.
 //
+// DIT_TEST_PATIENCE=n in the environment multiplies all limits, for builds that are slow on purpose.
+//
 // --dir=folder and --native=executable replace what is run, without the first two steps; the tests
 // of this file use them.
 import { type ChildProcess, spawn } from 'node:child_process'
@@ -34,11 +36,14 @@ const kEmulatedLimit = 1200
 const kScriptLimit = 300
 const kGrace = 2 // seconds between the signal that can be caught and the one that cannot
 
+const patience = Number(process.env.DIT_TEST_PATIENCE ?? 1)
+
 interface Ended {
   output: string
   status: number | null
   signal: NodeJS.Signals | null
   timedOut: boolean
+  limit: number // seconds
 }
 
 interface Result {
@@ -67,7 +72,8 @@ function killGroup(child: ChildProcess, signal: NodeJS.Signals): void {
 }
 
 /** Runs a command in a process group of its own, of which nothing is left when this resolves. */
-function runLimited(command: string[], limit: number): Promise<Ended> {
+function runLimited(command: string[], usualLimit: number): Promise<Ended> {
+  const limit = usualLimit * patience
   const [file, ...args] = command as [string, ...string[]]
   return new Promise((resolve) => {
     const child = spawn(file, args, {
@@ -99,13 +105,13 @@ function runLimited(command: string[], limit: number): Promise<Ended> {
     child.on('close', (status, signal) => {
       for (const timer of timers) clearTimeout(timer)
       running = undefined
-      resolve({ output, status, signal, timedOut })
+      resolve({ output, status, signal, timedOut, limit })
     })
   })
 }
 
 /** What is wrong with how a process ended, whatever it printed. */
-function badEnd({ status, signal, timedOut }: Ended, limit: number): string | undefined {
+function badEnd({ status, signal, timedOut, limit }: Ended): string | undefined {
   if (timedOut) return `did not end within ${limit} s`
   if (signal !== null) return `killed by ${signal}`
   if (status !== 0) return `exit status ${status}`
@@ -127,7 +133,7 @@ function suitesNotRun(source: string): string[] {
   return names.filter((name) => !new RegExp(`\\b${name}\\.run\\(`).test(source)) as string[]
 }
 
-function judgeFile(ended: Ended, source: string, limit: number): Result {
+function judgeFile(ended: Ended, source: string): Result {
   const summaries = [
     ...ended.output.matchAll(/^ +Total: +(\d+)\n +Passed: +(\d+)\n +Skipped: +(\d+)$/gm),
   ]
@@ -141,7 +147,7 @@ function judgeFile(ended: Ended, source: string, limit: number): Result {
   else if (total === 0) problem = 'no tests ran'
   else if (skipped > 0) problem = `${skipped} skipped (test.skip, or test.only left behind)`
   else if (passed < total) problem = `${total - passed} of ${total} failed`
-  return result(passed, total - passed, badEnd(ended, limit), problem)
+  return result(passed, total - passed, badEnd(ended), problem)
 }
 
 function fileStep(file: string): Step {
@@ -152,7 +158,7 @@ function fileStep(file: string): Step {
     name: path.relative(root, file),
     limit,
     command: [process.execPath, '--import', import.meta.resolve('tsx'), file],
-    judge: (ended) => judgeFile(ended, source, limit),
+    judge: (ended) => judgeFile(ended, source),
   }
 }
 
@@ -165,18 +171,18 @@ function testFiles(dir: string): string[] {
 
 // ---- the other steps ----
 
-function judgeNative(ended: Ended, limit: number): Result {
+function judgeNative(ended: Ended): Result {
   const match = /(\d+) passed, (\d+) failed\s*$/.exec(ended.output)
   const [passed, failed] = [Number(match?.[1] ?? 0), Number(match?.[2] ?? 0)]
   let problem: string | undefined
   if (match === null) problem = 'its last line is not "N passed, N failed"'
   else if (failed > 0) problem = `${failed} failed`
   else if (passed === 0) problem = 'no tests ran'
-  return result(passed, failed, badEnd(ended, limit), problem)
+  return result(passed, failed, badEnd(ended), problem)
 }
 
 function nativeStep(name: string, command: string[], limit: number): Step {
-  return { name, limit, command, judge: (ended) => judgeNative(ended, limit) }
+  return { name, limit, command, judge: (ended) => judgeNative(ended) }
 }
 
 /** The C++ tests on the processor; and on the emulated CUDA device, with the kernels of each kind. */
@@ -199,7 +205,7 @@ function scriptStep(name: string, ...args: string[]): Step {
     limit: kScriptLimit,
     command: [process.execPath, ...args],
     judge: (ended) => {
-      const problem = badEnd(ended, kScriptLimit)
+      const problem = badEnd(ended)
       return result(problem === undefined ? 1 : 0, 0, problem)
     },
   }
@@ -250,7 +256,7 @@ for (const step of steps(values).filter((step) => only.test(step.name))) {
   const start = performance.now()
   const missing = step.name === 'native' && !existsSync(step.command[0] ?? '')
   const ended = missing
-    ? { output: '', status: 1, signal: null, timedOut: false }
+    ? { output: '', status: 1, signal: null, timedOut: false, limit: 0 }
     : await runLimited(step.command, step.limit)
   const outcome = missing
     ? { passed: 0, failed: 1, problem: `${step.command[0]} is not built` }

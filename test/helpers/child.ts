@@ -14,7 +14,7 @@ export interface Ended {
 
 /**
  * Runs an ES module, given as text, in the root of the repository: it can import './lib/index.ts'.
- * One that has not ended after 50 s is killed, which `signal` tells.
+ * One that has not ended after 50 s, times DIT_TEST_PATIENCE, is killed, which `signal` tells.
  */
 export function runModule(source: string, ...flags: string[]): Promise<Ended> {
   return run([process.execPath, ...moduleArguments(source, flags)])
@@ -49,7 +49,8 @@ function run([file, ...args]: string[]): Promise<Ended> {
     child.stderr.setEncoding('utf8').on('data', (text: string) => {
       stderr += text
     })
-    const timer = setTimeout(() => child.kill('SIGKILL'), 50_000)
+    const patience = Number(process.env.DIT_TEST_PATIENCE ?? 1)
+    const timer = setTimeout(() => child.kill('SIGKILL'), 50_000 * patience)
     child.on('error', reject)
     child.on('close', (status, signal) => {
       clearTimeout(timer)
