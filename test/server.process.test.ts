@@ -1,5 +1,5 @@
 // `dit serve` in a process of its own: started, stopped, killed, and started again.
-// timeout: 120s
+// timeout: 240s
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { writeFileSync } from 'node:fs'

@@ -138,7 +138,7 @@ function serveOptions(flags: ServeFlags, progress: Progress): ServeOptions {
     ...(flags.token !== undefined && { token: flags.token }),
     ...(flags.public && { allowPublic: true }),
     ...(flags.rateLimit !== undefined && { rateLimit: { requests: flags.rateLimit } }),
-    ...(flags.cacheMb !== undefined && { cacheBytes: flags.cacheMb << 20 }),
+    ...(flags.cacheMb !== undefined && { cacheBytes: flags.cacheMb * 2 ** 20 }),
     ...(flags.trustProxy && { trustProxy: true }),
     logger: flags.log ? true : { level: 'error', stream: process.stderr },
     graceSeconds: flags.grace,
