@@ -393,10 +393,10 @@ test('says what is wrong: settings, a busy server, no server', async () => {
   await page.context().close()
 })
 
-test('asks for a token where the server does, and keeps it for the tab only', async () => {
-  const guarded = await appWith(demo, { token: 'open-sesame' })
+test('under a prefix, asks for a token where the server does, and keeps it for the tab only', async () => {
+  const guarded = await appWith(demo, { token: 'open-sesame', prefix: '/images' })
   try {
-    const address = `${await guarded.listen({ port: 0 })}/`
+    const address = `${await guarded.listen({ port: 0 })}/images`
     const { page, faults } = await openPage(browser, address)
     await page.waitForSelector('#token[open]')
     await assertAccessible(page, 'asking for a token')

@@ -65,6 +65,22 @@ export class Picture {
   }
 }
 
+/**
+ * Columns for `n` images, one of each class: few, and so that the last row is as full as can be.
+ *
+ * @param {number} n
+ * @param {number} most So many are not too small to see.
+ */
+function columnsFor(n, most) {
+  const limit = Math.max(1, Math.min(n, most))
+  const least = limit > 3 ? 3 : Math.min(2, limit)
+  const holes = (/** @type {number} */ columns) => columns * Math.ceil(n / columns) - n
+  const [best = 1] = [4, 5, 3, 2, 1]
+    .filter((columns) => columns >= least && columns <= limit)
+    .sort((a, b) => holes(a) - holes(b))
+  return best
+}
+
 export class Sheet {
   /** @type {Picture[]} */
   #pictures
@@ -169,10 +185,8 @@ export class Sheet {
     const list = this.element.querySelector('.strip ul') ?? this.element
     const available = list.clientWidth
     if (available === 0) return
-    // One of each: four in a row where they are not too small to see, and rows of equal length.
-    const n = this.run.images.length
-    const most = Math.max(1, Math.min(4, Math.floor(available / smallestTile)))
-    const columns = this.#columns > 1 ? this.#columns : Math.ceil(n / Math.ceil(n / most))
+    const most = Math.floor(available / smallestTile)
+    const columns = this.#columns > 1 ? this.#columns : columnsFor(this.run.images.length, most)
     const fit = Math.max(columns, this.fitFor)
     const room = Math.min(this.maxTile, Math.floor((available + gaps.least) / fit) - gaps.least)
     const [picture] = this.#pictures
