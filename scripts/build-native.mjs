@@ -1,4 +1,5 @@
 // Builds build/Release/{dit_native.node, dit_native_test}, and only what changed since the last time.
+// In an installed package, whose binaries do not fit the system, it builds the addon alone.
 // cmake-js configures (it knows where Node's headers are); then cmake builds by itself, because
 // `cmake-js compile` throws everything away after a failure.
 import { spawnSync } from 'node:child_process'
@@ -6,6 +7,7 @@ import { existsSync, readFileSync, rmSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import os from 'node:os'
 import { fileURLToPath } from 'node:url'
+import { missingPackages } from './build-tools.mjs'
 
 const root = fileURLToPath(new URL('..', import.meta.url)).replace(/\/$/, '')
 // Resolved, since npm puts it beside this package when that is itself a dependency.
@@ -29,6 +31,14 @@ function isConfigured() {
 }
 
 if (!isConfigured()) {
+  const missing = missingPackages()
+  if (missing.length > 0) {
+    console.error(
+      `dit-native: the build needs what this system lacks: ${missing.join(', ')}. So Debian and Ubuntu ` +
+        'call the packages (apt-get install); libdnnl-dev is oneDNN with its headers.',
+    )
+    process.exit(1)
+  }
   rmSync(`${root}/build`, { recursive: true, force: true })
   run(process.execPath, cmakeJs, 'configure', '--log-level', 'warn')
 }

@@ -199,7 +199,7 @@ void CudaBackend::endRecording(bool succeeded) {
     return;
   }
   if (status != cudaSuccess) {
-    throwCudaError(status, "recording a CUDA graph", __FILE__, __LINE__);
+    throwCudaError(status, "recording a CUDA graph", __FILE_NAME__, __LINE__);
   }
   recordings_[work.key] = executable;
   replay(executable);

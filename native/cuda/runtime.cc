@@ -1,7 +1,5 @@
 #include "cuda/runtime.h"
 
-#include <cstring>
-
 namespace dit::cuda {
 
 namespace {
@@ -30,7 +28,6 @@ bool sticky(cudaError_t status) {
 }  // namespace
 
 void throwCudaError(cudaError_t status, const char* call, const char* file, int line) {
-  const char* const slash = std::strrchr(file, '/');
   const ErrorCode code = status == cudaErrorMemoryAllocation ? ErrorCode::Oom
                          : sticky(status)                    ? ErrorCode::DeviceLost
                                                              : ErrorCode::Device;
@@ -42,7 +39,7 @@ void throwCudaError(cudaError_t status, const char* call, const char* file, int 
           ? "; the device cannot be used any more in this process: start it anew"
           : "";
   fail(code, "CUDA: ", cudaGetErrorName(status), ": ", cudaGetErrorString(status), " in ", call,
-       " (", slash ? slash + 1 : file, ":", line, ")", advice);
+       " (", file, ":", line, ")", advice);
 }
 
 }  // namespace dit::cuda

@@ -14,9 +14,9 @@ namespace dit::cuda {
 
 }  // namespace dit::cuda
 
-#define DIT_CUDA(call)                                                   \
-  do {                                                                   \
-    const cudaError_t ditStatus = (call);                                \
-    if (ditStatus != cudaSuccess)                                        \
-      ::dit::cuda::throwCudaError(ditStatus, #call, __FILE__, __LINE__); \
+#define DIT_CUDA(call)                                                        \
+  do {                                                                        \
+    const cudaError_t ditStatus = (call);                                     \
+    if (ditStatus != cudaSuccess)                                             \
+      ::dit::cuda::throwCudaError(ditStatus, #call, __FILE_NAME__, __LINE__); \
   } while (false)
