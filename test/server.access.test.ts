@@ -126,11 +126,14 @@ test("the model's queue is full, or the deadline cannot be met", async () => {
 test('requests in a minute', async () => {
   const slow = await appWith(dit, { rateLimit: { requests: 2, seconds: 60 } })
   const ask = () => post(slow, '/v1/images', { labels: 1, steps: 1 })
-  assert.equal([(await ask()).status, (await ask()).status], [200, 200])
+  const other = { prompt: 'tabby', steps: 1 }
+  assert.is((await ask()).status, 200)
+  assert.is((await post(slow, '/v1/images/generations', other)).status, 200, 'counted together')
   const third = await ask()
   assert.is(third.status, 429)
   assert.ok(Number(third.headers['retry-after']) >= 1)
   assert.is(third.json().error.type, 'rate_limit_error')
+  assert.is((await post(slow, '/v1/images/generations', other)).status, 429)
   assert.is((await get(slow, '/v1/models')).status, 200)
   await slow.close()
 })

@@ -2,7 +2,7 @@
 
 import { createHash, timingSafeEqual } from 'node:crypto'
 import { isIP } from 'node:net'
-import type { FastifyInstance, FastifyRequest } from 'fastify'
+import type { FastifyInstance, FastifyRequest, onRequestHookHandler } from 'fastify'
 import { DiTError } from '../errors.js'
 import { HttpError } from './errors.js'
 
@@ -58,21 +58,25 @@ export function onlyLoopbackNames(app: FastifyInstance): void {
   })
 }
 
-/** Limits how often one caller may ask; without the package it says which line to run. @internal */
-export async function addRateLimit(
+/**
+ * A hook that limits how often one caller may ask, on all routes that have it together. Without the
+ * package it says which line to run.
+ *
+ * @internal
+ */
+export async function rateLimiter(
   app: FastifyInstance,
   { requests, seconds }: { requests: number; seconds: number },
   ownerOf: (request: FastifyRequest) => string,
-): Promise<void> {
+): Promise<onRequestHookHandler> {
   const { default: rateLimit } = await import('@fastify/rate-limit').catch((cause: unknown) => {
     const message = 'The option rateLimit needs a package: npm install @fastify/rate-limit'
     throw new DiTError('ERR_DIT_OPTION', message, { cause })
   })
-  await app.register(rateLimit, {
-    global: false,
+  await app.register(rateLimit, { global: false, cache: 10_000 })
+  return app.rateLimit({
     max: requests,
     timeWindow: seconds * 1000,
-    cache: 10_000,
     keyGenerator: (request) => ownerOf(request) || request.ip,
     errorResponseBuilder: (_, { ttl }) => {
       const message = `Expected at most ${requests} requests in ${seconds} seconds`

@@ -3,7 +3,7 @@
 import swagger from '@fastify/swagger'
 import type { FastifyInstance } from 'fastify'
 import { packageVersion } from '../version.js'
-import { addRateLimit } from './access.js'
+import { rateLimiter } from './access.js'
 import { sendError } from './errors.js'
 import { addEvents } from './events.js'
 import { addHealth, addMetrics } from './health.js'
@@ -90,8 +90,8 @@ export async function mount(app: FastifyInstance, service: Service): Promise<voi
     },
   })
   if (settings.rateLimit) {
-    await addRateLimit(app, settings.rateLimit, (request) => tokens.ownerOf(request))
-    service.rateLimited = { config: { rateLimit: {} } }
+    const limiter = await rateLimiter(app, settings.rateLimit, (request) => tokens.ownerOf(request))
+    service.rateLimited = { onRequest: limiter }
   }
 
   await app.register(async (open) => addHealth(open, service))

@@ -1,6 +1,6 @@
 // Everything that the routes share.
 
-import type { FastifyReply, FastifyRequest } from 'fastify'
+import type { FastifyReply, FastifyRequest, onRequestHookHandler } from 'fastify'
 import type { DiT } from '../dit.js'
 import { DiTError } from '../errors.js'
 import { Tokens } from './access.js'
@@ -25,7 +25,7 @@ export class Service {
   /** Where the routes are. */
   prefix = ''
   /** What routes that make images are registered with. */
-  rateLimited: { config?: { rateLimit: object } } = {}
+  rateLimited: { onRequest?: onRequestHookHandler } = {}
 
   constructor(readonly settings: Settings) {
     this.tokens = new Tokens(settings.tokens)
