@@ -131,20 +131,31 @@ export interface Mixed {
   wrong: number
 }
 
+export function joined(parts: readonly Mixed[]): Mixed {
+  const sum = (of: (part: Mixed) => number) => parts.reduce((all, part) => all + of(part), 0)
+  return {
+    short: parts.flatMap((part) => part.short),
+    long: parts.flatMap((part) => part.long),
+    seconds: sum(({ seconds }) => seconds),
+    wrong: sum(({ wrong }) => wrong),
+  }
+}
+
 export const long: Wish = { labels: 1, steps: 250, seed: 999 }
 export const short = (i: number): Wish => ({ labels: 1, steps: 10, seed: i % 16 })
 
 /**
  * One image of 250 steps always in the making, and images of 10 steps asked for at random times, so
- * many a second on average (a Poisson process, the same in every run).
+ * many a second on average (a Poisson process, the same for the same seed).
  */
 export async function mixedLoad(
   server: Server,
   perSecond: number,
   seconds: number,
   expected: { long: Buffer; short: Buffer[] },
+  seed: number,
 ): Promise<Mixed> {
-  const random = randomNumbers(42)
+  const random = randomNumbers(seed)
   const mixed: Mixed = { short: [], long: [], seconds: 0, wrong: 0 }
   const begin = performance.now()
   let over = false
