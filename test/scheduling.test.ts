@@ -40,9 +40,9 @@ function randomNumbers(seed: number) {
 }
 
 const watched: SampleOptions[] = [
-  { seed: 11, steps: 40 },
-  { seed: 11, steps: 40, sampler: 'ddim', eta: 0.7, clip: true },
-  { seed: 11, steps: 45, sampler: 'ddpm', guidance: 2.5, guidanceInterval: [0.2, 0.8] },
+  { seed: 11, steps: 100 },
+  { seed: 11, steps: 100, sampler: 'ddim', eta: 0.7, clip: true },
+  { seed: 11, steps: 100, sampler: 'ddpm', guidance: 2.5, guidanceInterval: [0.2, 0.8] },
 ]
 
 async function precisions(): Promise<Precision[]> {
@@ -65,22 +65,25 @@ for (const precision of await precisions()) {
         shape: [1, 40, channels, ...latentSize],
       }
       const ownNoise: SampleOptions = { seed: 1, steps: 40, sampler: 'ddim', eta: 1, stepNoise }
+      let suspended = 0
+      const onProgress = () => {
+        suspended += dit.stats().suspended
+      }
       for (const given of [...watched, ownNoise]) {
         const [alone] = await dit.sample(3, given)
-        let suspended = 0
-        let ended = false
-        const interrupted = dit.sample(3, { ...given, priority: -1 }).finally(() => {
-          ended = true
-        })
-        while (!ended) {
-          const labels = [1, 2, 3].slice(random(3))
-          await dit.sample(labels, { steps: 1 + random(6), seed: 5, guidance: 1 + random(2) })
-          suspended = Math.max(suspended, dit.stats().suspended)
-          await sleep(random(15))
+        const others: Promise<unknown>[] = []
+        let steps = 0
+        const interrupt = () => {
+          if (++steps % 4 !== 0) return
+          const other = { steps: 1 + random(6), seed: 5, guidance: 1 + random(2), onProgress }
+          others.push(dit.sample([1, 2, 3].slice(random(3)), other))
         }
+        const interrupted = dit.sample(3, { ...given, priority: -1, onProgress: interrupt })
         const [image] = await interrupted
+        await Promise.all(others)
         assert.ok(sameBits(image?.data as Uint8Array, alone?.data as Uint8Array))
       }
+      assert.ok(suspended > 0, 'it never was')
       assert.is(dit.stats().suspended, 0)
     })
   }
@@ -93,12 +96,12 @@ test('priority: a higher one takes the lane at the next round', async () => {
   const call = (name: string, given: SampleOptions) =>
     dit.sample(1, given).then(() => order.push(name))
   const onProgress = () => steps++
-  const calls = [call('low', { steps: 200, priority: -5, onProgress })]
+  const calls = [call('low', { steps: 600, priority: -5, onProgress })]
   await until(() => steps > 3)
   calls.push(
     call('first', { steps: 60 }),
     call('second', { steps: 5 }),
-    call('high', { steps: 90, priority: 1 }),
+    call('high', { steps: 400, priority: 1 }),
   )
   await until(() => dit.stats().suspended === 1)
   assert.is(dit.stats().lanes, 1)
@@ -111,7 +114,7 @@ test('priority: a higher one takes the lane at the next round', async () => {
     { lanes, waiting, suspended, images },
     { lanes: 0, waiting: 0, suspended: 0, images: 4 },
   )
-  assert.is(rounds, 200 + 60 + 5 + 90, 'no step was done twice, none for nobody')
+  assert.is(rounds, 600 + 60 + 5 + 400, 'no step was done twice, none for nobody')
 })
 
 test('callers share the lanes, however many calls each makes', async () => {
