@@ -53,8 +53,8 @@ const smaller: [text: string, instead: string][] = [
 
 /** Commands that are run by another test or by CI: where, and what stands there. */
 const elsewhere: [command: string, file: string, text: string][] = [
-  ['npm run build:all && npm pack', 'package.json', '"prepack"'],
-  ['npm install ../dit-native/dit-native-0.1.0.tgz', 'package.json', '"prepack"'],
+  ['npm run build:all && npm pack', 'test/pack.test.ts', "output('npm', 'pack'"],
+  ['npm install ../dit-native/dit-native-0.1.0.tgz', 'test/pack.test.ts', 'npm install ./'],
   ['npm run demo', 'test/demo.test.ts', "'../demo/demo.ts'"],
   ['npm test', '.ci/run', 'npm test'],
   [
