@@ -197,7 +197,9 @@ test('200 workers ended in the middle of something: no crash, no thread, no grow
   const warm = rss.slice(kWarmUp / kinds.length)
   const half = Math.floor(warm.length / 2)
   const grown = Math.min(...warm.slice(half)) - Math.min(...warm.slice(0, half))
-  assert.ok(grown <= 12, `${grown} MiB more: ${rss.join(' ')}`)
+  // AddressSanitizer keeps what was freed for a while, for each thread.
+  const bound = process.env.DIT_SANITIZED === undefined ? 12 : 100
+  assert.ok(grown <= bound, `${grown} MiB more: ${rss.join(' ')}`)
   // The threads of a pool end after the thread that had it.
   for (let i = 0; i < 200 && threads() > atFirst; i++) await sleep(50)
   assert.ok(threads() <= atFirst, `${threads()} threads, ${atFirst} at first`)
