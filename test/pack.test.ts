@@ -10,6 +10,7 @@ import {
   readFileSync,
   rmSync,
   statSync,
+  symlinkSync,
   writeFileSync,
 } from 'node:fs'
 import path from 'node:path'
@@ -136,6 +137,33 @@ test('the binaries need glibc 2.34 and what Node needs, and show nothing of thei
   }
 })
 
+/** What the build in the clone makes of seeds: hashes. */
+let ofTheClone: string | undefined
+function cloneBits(): string {
+  ofTheClone ??= output(process.execPath, 'test/consumer/bits.mjs')
+  return ofTheClone
+}
+
+test('they work beside another oneDNN and OpenMP in the same process', () => {
+  // The build in the clone has the system's; npm's packages are found in the folder above.
+  symlinkSync(path.join(root, 'node_modules'), path.join(folder, 'node_modules'))
+  cpSync(path.join(root, 'test/consumer/bits.mjs'), path.join(unpacked, 'bits.mjs'))
+  const program = `
+    require(process.argv[1]).cpuDevice()
+    import(process.argv[2]).then(() => {
+      const { sharedObjects } = process.report.getReport()
+      console.log(sharedObjects.map((file) => path.basename(file)).sort().join(' '))
+    })`
+  const other = path.join(root, 'build/Release/dit_native.node')
+  const script = path.join(unpacked, 'bits.mjs')
+  const [bits, loaded = ''] = output(process.execPath, '--eval', program, other, script).split('\n')
+  assert.is(`${bits}\n`, cloneBits())
+  for (const library of [/libdit_mp\.so/, /libdit_nn\.so/, /libdnnl\.so\.\d/, /libgomp\.so\.1/]) {
+    assert.match(loaded, library)
+  }
+  rmSync(path.join(unpacked, 'bits.mjs'))
+})
+
 // ---- a machine that has nothing ----
 
 /** npm's cache, with what the package depends on and nothing else. Kept for the next run. */
@@ -216,7 +244,7 @@ test('ES modules and CommonJS run it, with the bits of the build in the clone', 
   cpSync(bare.outside('/consumer'), bare.outside(`${inside}/consumer`), { recursive: true })
   const bits = succeeded(bare.run('node consumer/bits.mjs', inside))
   assert.match(bits, /^[0-9a-f]{64} [0-9a-f]{64}\n$/)
-  assert.is(bits, output(process.execPath, 'test/consumer/bits.mjs'))
+  assert.is(bits, cloneBits())
   const size = '32 32'
   assert.is(
     succeeded(bare.run('node consumer/required.cjs', inside)),
