@@ -7,6 +7,7 @@ import type {
   ModelInfo,
   SaveRequest,
 } from '../bindings.js'
+import { following, onAbort } from './aborts.js'
 import { DiTError, type DiTErrorCode, ditErrorCodes } from './errors.js'
 import { native } from './native.js'
 import { isError } from './realms.js'
@@ -75,9 +76,15 @@ export class Engine {
 
   /**
    * Lets a call in and runs `work` with its number; when that ends, so has the call. Rejects with
-   * ERR_DIT_BUSY or ERR_DIT_DEADLINE when it is refused, at once.
+   * ERR_DIT_BUSY or ERR_DIT_DEADLINE when it is refused, at once; with `signal.reason` when it is
+   * aborted already, which nobody counts.
    */
-  async admitted<T>(request: CallRequest, work: (call: number) => Promise<T>): Promise<T> {
+  async admitted<T>(
+    request: CallRequest,
+    signal: AbortSignal | undefined,
+    work: (call: number) => Promise<T>,
+  ): Promise<T> {
+    signal?.throwIfAborted()
     if (this.#closed) throw closedError()
     const call = this.#ask((model) => model.admit(request))
     try {
@@ -96,17 +103,18 @@ export class Engine {
     if (this.#closed) throw closedError()
     const id = this.#ask(start)
     return new Promise<DoneEvent>((resolve, reject) => {
-      const onAbort = () => {
-        settle(signal?.reason)
-        this.#model.cancel(id)
-      }
+      const unfollow =
+        signal &&
+        onAbort(signal, () => {
+          settle(signal.reason)
+          this.#model.cancel(id)
+        })
       const settle = (error: unknown, done?: DoneEvent) => {
-        signal?.removeEventListener('abort', onAbort)
+        unfollow?.()
         this.#jobs.delete(id)
         if (done) resolve(done)
         else reject(error)
       }
-      signal?.addEventListener('abort', onAbort, { once: true })
       this.#jobs.set(id, {
         engine: this,
         settle,
@@ -135,15 +143,14 @@ export class Engine {
     signal: AbortSignal | undefined,
     atOnce = jobsAtOnce,
   ): Promise<T[]> {
-    const failure = new AbortController()
-    const either = signal ? AbortSignal.any([signal, failure.signal]) : failure.signal
+    const { controller, unfollow } = following(signal)
     const results: T[] = []
     const waiting = [...parts.entries()]
     const runNext = async (turns: number) => {
       for (let turn = 0; turn < turns; turn++) await setImmediate()
       for (let next = waiting.shift(); next; next = waiting.shift()) {
         const [i, { start, onEvent, finish }] = next
-        const options = { signal: either, ...(onEvent && { onEvent }) }
+        const options = { signal: controller.signal, ...(onEvent && { onEvent }) }
         results[i] = finish(await this.run(start, options))
       }
     }
@@ -152,8 +159,10 @@ export class Engine {
         Array.from({ length: Math.min(atOnce, parts.length) }, (_, i) => runNext(i)),
       )
     } catch (error) {
-      failure.abort(error)
+      controller.abort(error)
       throw error
+    } finally {
+      unfollow()
     }
     return results
   }

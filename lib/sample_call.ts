@@ -19,7 +19,7 @@ export async function runSample(
     sampleSeconds: 0,
     decodeSeconds: 0,
   }
-  const images = await engine.admitted(call, (number) =>
+  const images = await engine.admitted(call, given.signal, (number) =>
     engine.runAll(
       parts.map(({ request, begin, end }, part) => ({
         start: (model) => model.sample({ ...request, call: number }),

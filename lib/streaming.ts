@@ -1,3 +1,4 @@
+import { following } from './aborts.js'
 import { Channel } from './channel.js'
 import type { ImagesEvent, LatentsEvent, PreviewEvent, ProgressEvent } from './events.js'
 
@@ -20,13 +21,13 @@ export async function* streamEvents<Options extends Given>(
   call: (options: Options) => Promise<ImagesEvent | LatentsEvent>,
   given: Options,
 ): AsyncGenerator<StreamEvent, void, undefined> {
-  const left = new AbortController()
+  const { controller, unfollow } = following(given.signal)
   const events = new Channel<StreamEvent>()
   const onProgress = (event: ProgressEvent | PreviewEvent) => {
     given.onProgress?.(event)
     events.push(event, event.type === 'preview' ? event.index : event.type)
   }
-  const signal = given.signal ? AbortSignal.any([given.signal, left.signal]) : left.signal
+  const { signal } = controller
   call({ ...given, signal, onProgress }).then(
     (last) => {
       events.push(last)
@@ -37,6 +38,7 @@ export async function* streamEvents<Options extends Given>(
   try {
     yield* events
   } finally {
-    left.abort()
+    unfollow()
+    controller.abort()
   }
 }

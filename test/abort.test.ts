@@ -1,6 +1,7 @@
 // Ending work early: abort, close, leaving a stream, callbacks that throw, processes and workers
 // that end.
 // timeout: 240s
+import { getEventListeners } from 'node:events'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
@@ -51,6 +52,57 @@ test('abort: before, during and after; the reason is what the caller gave', asyn
   const [image] = await dit.sample(1, { steps: 2, seed: 1, signal: late.signal })
   late.abort()
   assert.equal((await dit.sample(1, { steps: 2, seed: 1 }))[0], image)
+})
+
+test('abort: calls leave nothing on a signal that outlives them, and many of them no warning', async () => {
+  const warnings: string[] = []
+  const onWarning = ({ message }: Error) => warnings.push(message)
+  process.on('warning', onWarning)
+  const size = { depth: 1, hidden: 48, heads: 2, patchSize: 64, latentSize: 512, channels: 3 }
+  await using dit = await DiT.create({ ...size, numClasses: 10 }, options)
+  const server = new AbortController()
+  const { signal } = server
+  const listeners = () => getEventListeners(signal, 'abort').length
+  // Images in more than ten jobs, and more than ten calls.
+  const labels = Array.from({ length: 64 }, () => 1)
+  const leave = async () => {
+    for await (const { type } of dit.stream(2, { steps: 3, signal })) if (type) return
+  }
+  const calls = [
+    dit.sample(labels, { steps: 1, signal }),
+    ...Array.from({ length: 12 }, () => dit.sample(3, { steps: 2, signal })),
+    ...Array.from({ length: 12 }, leave),
+  ]
+  await sleep(1)
+  assert.is(listeners(), 1)
+  await Promise.all(calls)
+  assert.is(listeners(), 0)
+  // Where Node notes the signals that were derived from this one.
+  for (const key of Object.getOwnPropertySymbols(signal)) {
+    const kept = (signal as unknown as Record<symbol, unknown>)[key]
+    if (kept instanceof Set) assert.is(kept.size, 0, String(key))
+  }
+
+  const because = new Error('the server ends')
+  const ended = [...labels, ...labels].map((label) => reason(dit.sample(label, { signal })))
+  await sleep(1)
+  server.abort(because)
+  for (const error of await Promise.all(ended)) assert.is(error, because)
+  assert.is(listeners(), 0)
+  assert.is(dit.stats().waiting, 0)
+  await sleep(1)
+  process.off('warning', onWarning)
+  assert.equal(warnings, [])
+})
+
+test('abort: a call that is aborted already is not a call', async () => {
+  await using dit = await DiT.load(fashion, { ...options, maxBatch: 1, maxQueue: 0 })
+  const because = new Error('gone')
+  const busy = dit.sample(1, { steps: 20 })
+  assert.is(await reason(dit.sample(1, { signal: AbortSignal.abort(because) })), because)
+  await busy
+  const { refused, cancelled } = dit.stats()
+  assert.equal({ refused, cancelled }, { refused: { busy: 0, deadline: 0 }, cancelled: 0 })
 })
 
 test('abort: its lanes are free within one step', async () => {

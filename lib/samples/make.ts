@@ -1,6 +1,7 @@
 // The images of a set of samples, part by part.
 
 import { setTimeout as sleep } from 'node:timers/promises'
+import { following } from '../aborts.js'
 import type { DiT } from '../dit.js'
 import { DiTError } from '../errors.js'
 import { elementCount } from '../formats/tensor.js'
@@ -22,15 +23,14 @@ export async function makeParts(
   missing: readonly PartRange[],
   { machine, onImage, signal }: MakeOptions,
 ): Promise<void> {
-  const failure = new AbortController()
-  const either = signal ? AbortSignal.any([signal, failure.signal]) : failure.signal
   const turns = turnsOf(missing, parts.facts)
   // Those in the model's lanes, and as many that wait, so that no lane is idle.
   const imagesAtOnce = 2 * dit.stats().maxBatch
+  const { controller, unfollow } = following(signal)
   const work = async () => {
     // One iterator for all of them: each takes the next image that nobody has taken.
     for (const { k, part } of turns) {
-      part.add(k, await makeImage(dit, parts.facts, k, either))
+      part.add(k, await makeImage(dit, parts.facts, k, controller.signal))
       onImage()
       if (part.isFull) await parts.write(part.range, machine, part.images)
     }
@@ -38,12 +38,13 @@ export async function makeParts(
   const ends = await Promise.allSettled(
     Array.from({ length: imagesAtOnce }, () =>
       work().catch((error) => {
-        failure.abort(error)
+        controller.abort(error)
         throw error
       }),
     ),
   )
-  if (ends.some(({ status }) => status === 'rejected')) throw failure.signal.reason
+  unfollow()
+  if (ends.some(({ status }) => status === 'rejected')) throw controller.signal.reason
 }
 
 function* turnsOf(ranges: readonly PartRange[], { shape }: SampleSetFacts) {
