@@ -9,6 +9,7 @@ import { firstSentence, parseDoc } from '../scripts/docs/comments.js'
 import { renderPages } from '../scripts/docs/markdown.js'
 import { entryPoints, folder, root } from '../scripts/docs/package.js'
 import { compile, userProject } from './helpers/compile.js'
+import { anchorsOf } from './helpers/markdown.js'
 
 const entries = entryPoints()
 const pages = renderPages(entries)
@@ -23,20 +24,13 @@ test('docs/api is what `npm run docs` makes', () => {
 })
 
 test('links lead to headings that are there', () => {
-  const slug = (heading: string) =>
-    heading
-      .toLowerCase()
-      .replace(/[^\w -]/g, '')
-      .replaceAll(' ', '-')
-  const headings = (page: string) => {
-    return [...(pages.get(page) ?? '').matchAll(/^#+ (.+)$/gm)].map((match) => slug(match[1] ?? ''))
-  }
+  const anchors = (page: string) => anchorsOf(pages.get(page) ?? '')
   let links = 0
   for (const [page, text] of pages) {
     for (const [, file = '', anchor] of text.matchAll(/\]\(([\w.]*)(?:#([\w-]+))?\)/g)) {
       const target = file === '' ? page : file
       assert.ok(pages.has(target), `${page}: ${target}`)
-      if (anchor) assert.ok(headings(target).includes(anchor), `${page}: ${target}#${anchor}`)
+      if (anchor) assert.ok(anchors(target).has(anchor), `${page}: ${target}#${anchor}`)
       links++
     }
   }

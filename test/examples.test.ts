@@ -3,13 +3,13 @@
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process'
 import { existsSync, readdirSync } from 'node:fs'
 import path from 'node:path'
-import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import sharp from 'sharp'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 import { DiT, type RawImage } from '../lib/index.js'
 import { temporaryFolder } from './helpers/files.js'
+import { until } from './helpers/waiting.js'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
 const examples = path.join(root, 'examples')
@@ -133,12 +133,6 @@ interface Stats {
   lanes: number
   waiting: number
   cancelled: number
-}
-
-async function until(what: string, condition: () => Promise<boolean>): Promise<void> {
-  for (const limit = Date.now() + 20_000; !(await condition()); await sleep(20)) {
-    if (Date.now() > limit) throw new Error(`${what}: not within 20 s`)
-  }
 }
 
 for (const name of ['express.mjs', 'fastify.mjs']) {

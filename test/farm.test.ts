@@ -2,14 +2,13 @@
 // timeout: 120s
 import { type ChildProcess, spawn } from 'node:child_process'
 import { cpSync, mkdirSync, readdirSync, readFileSync, symlinkSync } from 'node:fs'
-import { createServer } from 'node:net'
 import path from 'node:path'
-import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath, pathToFileURL } from 'node:url'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 import { DiT } from '../lib/index.js'
 import { temporaryFolder } from './helpers/files.js'
+import { freePort, until } from './helpers/waiting.js'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
 const kWorkers = 3
@@ -45,22 +44,6 @@ function run(command: string, args: string[], env: NodeJS.ProcessEnv = {}): Runn
     })
   })
   return { child, lines, ended }
-}
-
-async function until(what: string, condition: () => boolean, seconds = 30): Promise<void> {
-  const limit = Date.now() + 1000 * seconds
-  while (!condition()) {
-    if (Date.now() > limit) throw new Error(`${what}: not within ${seconds} s`)
-    await sleep(20)
-  }
-}
-
-async function freePort(): Promise<number> {
-  const server = createServer()
-  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve))
-  const { port } = server.address() as { port: number }
-  await new Promise((resolve) => server.close(resolve))
-  return port
 }
 
 /** The example as it would be installed, with what its package.json lists and nothing else. */

@@ -15,9 +15,7 @@ import {
   symlinkSync,
   writeFileSync,
 } from 'node:fs'
-import { createServer } from 'node:net'
 import path from 'node:path'
-import { setTimeout as sleep } from 'node:timers/promises'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 import { DiT } from '../lib/index.js'
@@ -26,8 +24,9 @@ import { packageRoot as root } from '../lib/root.cjs'
 import { compile } from './helpers/compile.js'
 import { fixture, temporaryFolder } from './helpers/files.js'
 import { filesOf, startHub } from './helpers/hub.js'
+import { anchorsOf, commandsOf, parseSnippets, snippetsIn } from './helpers/markdown.js'
 import { picture } from './helpers/pictures.js'
-import { commandsOf, parseSnippets, snippetsIn } from './helpers/snippets.js'
+import { freePort, until } from './helpers/waiting.js'
 
 const markdown = (folder: string) =>
   readdirSync(path.join(root, folder), { recursive: true, encoding: 'utf8' })
@@ -208,14 +207,6 @@ function run(
   })
 }
 
-async function freePort(): Promise<number> {
-  const server = createServer()
-  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve))
-  const { port } = server.address() as { port: number }
-  await new Promise((resolve) => server.close(resolve))
-  return port
-}
-
 // ---- what is in the documents ----
 
 test('every kind of snippet is known, and none escapes', () => {
@@ -238,11 +229,6 @@ test('there are snippets of each kind that is run, most of them in the README', 
 })
 
 test('links of the documents lead to files and headings that are there', () => {
-  const slug = (heading: string) =>
-    heading
-      .toLowerCase()
-      .replace(/[^\w -]/g, '')
-      .replaceAll(' ', '-')
   for (const name of pages) {
     const text = readFileSync(path.join(root, name), 'utf8')
     for (const [, target = '', anchor] of text.matchAll(
@@ -251,9 +237,8 @@ test('links of the documents lead to files and headings that are there', () => {
       const file = target === '' ? path.join(root, name) : path.join(root, name, '..', target)
       assert.ok(existsSync(file), `${name}: ${target}`)
       if (anchor === undefined) continue
-      const headings = [...readFileSync(file, 'utf8').matchAll(/^#+ (.+)$/gm)]
-      const anchors = headings.map(([, heading = '']) => slug(heading))
-      assert.ok(anchors.includes(anchor), `${name}: ${target}#${anchor}`)
+      const anchors = anchorsOf(readFileSync(file, 'utf8'))
+      assert.ok(anchors.has(anchor), `${name}: ${target}#${anchor}`)
     }
   }
 })
@@ -337,15 +322,13 @@ for (const [i, { place, text }] of programs.entries()) {
   })
 }
 
-async function answers(url: string): Promise<void> {
-  for (const limit = Date.now() + 60_000; Date.now() < limit; await sleep(100)) {
-    const ok = await fetch(url).then(
+function answers(url: string): Promise<void> {
+  return until(`an answer of ${url}`, () =>
+    fetch(url).then(
       (response) => response.ok,
       () => false, // not listening yet
-    )
-    if (ok) return
-  }
-  throw new Error(`${url} did not answer`)
+    ),
+  )
 }
 
 // ---- commands ----

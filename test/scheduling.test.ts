@@ -7,6 +7,7 @@ import * as assert from 'uvu/assert'
 import { DiT, DiTError, type Precision, type SampleOptions } from '../lib/index.js'
 import { sameBits } from './helpers/expected.js'
 import { fixture, rejects } from './helpers/files.js'
+import { until } from './helpers/waiting.js'
 
 const fashion = fixture('fashion_dit/fashion.pt')
 const pipeline = fixture('diffusers_pipeline')
@@ -21,13 +22,6 @@ async function refusal(call: Promise<unknown>): Promise<DiTError | undefined> {
     throw error
   }
   return undefined
-}
-
-async function until(condition: () => boolean): Promise<void> {
-  for (let turn = 0; !condition(); turn++) {
-    assert.ok(turn < 60_000, 'it never happens')
-    await sleep(1)
-  }
 }
 
 /** A small source of random numbers, the same in every run. */
@@ -97,13 +91,13 @@ test('priority: a higher one takes the lane at the next round', async () => {
     dit.sample(1, given).then(() => order.push(name))
   const onProgress = () => steps++
   const calls = [call('low', { steps: 600, priority: -5, onProgress })]
-  await until(() => steps > 3)
+  await until('four steps', () => steps > 3)
   calls.push(
     call('first', { steps: 60 }),
     call('second', { steps: 5 }),
     call('high', { steps: 400, priority: 1 }),
   )
-  await until(() => dit.stats().suspended === 1)
+  await until('an image set aside', () => dit.stats().suspended === 1)
   assert.is(dit.stats().lanes, 1)
   assert.is(dit.stats().waiting, 3)
   await Promise.all(calls)
@@ -123,7 +117,7 @@ test('callers share the lanes, however many calls each makes', async () => {
   const greedy = Array.from({ length: 6 }, (_, i) =>
     dit.sample([1, 2], { steps: 60, seed: i, caller: 'greedy', onProgress: () => steps++ }),
   )
-  await until(() => steps > 3)
+  await until('four steps', () => steps > 3)
   let theirs = 0
   let before = 0
   let mine = 0

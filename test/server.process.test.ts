@@ -14,6 +14,7 @@ import { dit } from './helpers/cli.js'
 import { temporaryFolder } from './helpers/files.js'
 import { startHub } from './helpers/hub.js'
 import type { Json } from './helpers/server.js'
+import { freePort } from './helpers/waiting.js'
 
 /** What a promise is rejected with. */
 function failure(promise: Promise<unknown>): Promise<Error & { code?: string }> {
@@ -70,15 +71,6 @@ function ask(url: string, body: object, headers: Record<string, string> = {}): P
     headers: { 'content-type': 'application/json', ...headers },
     body: JSON.stringify(body),
   })
-}
-
-async function freePort(): Promise<number> {
-  const server = net.createServer().listen(0, '127.0.0.1')
-  await once(server, 'listening')
-  const { port } = server.address() as net.AddressInfo
-  server.close()
-  await once(server, 'close')
-  return port
 }
 
 async function inFlight(url: string): Promise<number> {

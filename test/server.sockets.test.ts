@@ -13,6 +13,7 @@ import * as assert from 'uvu/assert'
 import { DiT } from '../lib/index.js'
 import { type DitServerOptions, ditServer, serve } from '../lib/server/index.js'
 import { eventsOf, type Json, tinyModel } from './helpers/server.js'
+import { until } from './helpers/waiting.js'
 
 interface Listening {
   url: string
@@ -38,10 +39,6 @@ function ask(url: string, body: object, signal?: AbortSignal): Promise<Response>
 }
 
 /** Waits until something holds; the runner's limit ends it. */
-async function until(holds: () => boolean): Promise<void> {
-  while (!holds()) await sleep(2)
-}
-
 async function figure(url: string, name: RegExp): Promise<number> {
   const text = await (await fetch(`${url}/metrics`)).text()
   const line = text.split('\n').find((one) => name.test(one))
@@ -163,16 +160,16 @@ test('who leaves frees the lane within a step', async () => {
   ]
   for (const [what, begin] of ways) {
     const leave = await begin()
-    await until(() => dit.stats().lanes === 2)
+    await until('two lanes in use', () => dit.stats().lanes === 2)
     const { rounds } = dit.stats()
-    await until(() => dit.stats().rounds > rounds)
+    await until('a round', () => dit.stats().rounds > rounds)
     const before = dit.stats().rounds
     await leave()
-    await until(() => dit.stats().lanes === 0)
+    await until('free lanes', () => dit.stats().lanes === 0)
     // The one that was under way, and one more while the news travelled.
     assert.ok(dit.stats().rounds - before <= 2, `${what}: ${dit.stats().rounds - before} rounds`)
   }
-  await until(() => dit.stats().waiting === 0)
+  await until('nobody waits', () => dit.stats().waiting === 0)
   assert.is(await figure(server.url, /^dit_server_images_in_flight/), 0)
   await server.close()
   await dit.close()
@@ -213,7 +210,7 @@ test('a listener that does not read holds nothing up', async () => {
   await sleep(50)
   const other = await ask(server.url, { labels: 1, steps: 3 })
   assert.is(other.status, 200)
-  await until(() => dit.stats().lanes === 0 && dit.stats().waiting === 0)
+  await until('nothing to do', () => dit.stats().lanes === 0 && dit.stats().waiting === 0)
   socket.resume()
   let text = ''
   for await (const chunk of socket) {
@@ -277,7 +274,7 @@ test('1000 requests, half of them given up: the rest is right, and nothing is le
       for (let i = waiting.shift(); i !== undefined; i = waiting.shift()) results[await one(i)]++
     }
     await Promise.all(Array.from({ length: 32 }, next))
-    await until(() => dit.stats().lanes === 0 && dit.stats().waiting === 0)
+    await until('nothing to do', () => dit.stats().lanes === 0 && dit.stats().waiting === 0)
     return results
   }
   const used = async () => {

@@ -1,4 +1,4 @@
-// The fenced snippets of Markdown files.
+// Markdown files: their fenced snippets, and the anchors of their headings.
 
 import { readFileSync } from 'node:fs'
 import path from 'node:path'
@@ -69,4 +69,11 @@ export function commandsOf(script: string): string[] {
     .split('\n')
     .map((line) => line.replace(/(^|\s)#.*$/, '').trim())
     .filter((line) => line !== '')
+}
+
+/** What links lead to within a page: `#how-fast`. */
+export function anchorsOf(markdown: string): Set<string> {
+  const headings = [...markdown.matchAll(/^#+ (.+)$/gm)].map(([, heading = '']) => heading)
+  const anchor = (heading: string) => heading.toLowerCase().replace(/[^\w -]/g, '')
+  return new Set(headings.map((heading) => anchor(heading).replaceAll(' ', '-')))
 }
