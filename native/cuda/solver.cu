@@ -57,7 +57,9 @@ __device__ __forceinline__ void updateElement(const Update& at, const SolverStep
   }
   float* const x = at.x + s.lane * at.n + i;
   float* const history = at.history + s.lane * kSolverHistory * at.n + i;
-  const float x0 = fminf(fmaxf(*x * s.x0FromX + m * s.x0FromModel, -s.clip), s.clip);
+  const float estimate = *x * s.x0FromX + m * s.x0FromModel;
+  // Not fmaxf and fminf, which would make a bound of NaN.
+  const float x0 = estimate < -s.clip ? -s.clip : estimate > s.clip ? s.clip : estimate;
   const float eps = *x * s.epsFromX + x0 * s.epsFromX0 + m * s.epsFromModel;
   float next = *x * s.xFromX + x0 * s.xFromX0 + eps * s.xFromEps;
 #pragma unroll

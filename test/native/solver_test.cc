@@ -179,6 +179,31 @@ DIT_KERNEL_CASE("solverUpdate/clip") {
   checkSolver(test, {.lanes = 2, .rows = 2, .c = 4, .co = 4, .h = 5, .w = 7}, {step});
 }
 
+// What the model could not say stays NaN, for whoever looks at the image: no bound takes its place.
+DIT_KERNEL_CASE("solverUpdate/nan") {
+  for (const float clip : {1.0f, kInfinity}) {
+    const Shape latent{1, 4, 5, 7}, past{1, kSolverHistory, 4, 5, 7};
+    constexpr size_t kBroken = 37;
+    Values model = test.random(DType::F32, latent);
+    model.v[kBroken] = NAN;
+    SolverStep step = fullStep(0, 0, -1);
+    step.clip = clip;
+    DeviceTensor x = test.output(DType::F32, latent), history = test.output(DType::F32, past);
+    x.upload(test.random(DType::F32, latent, 2));
+    history.upload(test.random(DType::F32, past, 3));
+    test.ops().solverUpdate({.model = test.upload(model),
+                             .steps = test.upload(asBytes({step})),
+                             .x = x,
+                             .history = history});
+    const std::vector<double> got = x.download().v, kept = history.download().v;
+    const size_t slot = static_cast<size_t>(step.historySlot) * got.size();
+    for (size_t i = 0; i < got.size(); i++) {
+      EXPECT(std::isnan(got[i]) == (i == kBroken));
+      EXPECT(std::isnan(kept[slot + i]) == (i == kBroken));
+    }
+  }
+}
+
 DIT_KERNEL_CASE("solverUpdate/given-noise") {
   checkSolver(test, {.lanes = 2, .rows = 2, .c = 3, .co = 6, .h = 40, .w = 40, .givenNoise = true},
               {fullStep(1, 1, 0), fullStep(0, 0, -1)});

@@ -45,8 +45,9 @@ void step(const SolverStep& s, const Channel& at, int64_t begin, int64_t end) {
     Vec m = load(at.cond + i, lanes);
     if (at.uncond) m = guided(m, load(at.uncond + i, lanes), s.guidance);
     const Vec x = load(at.x + i, lanes);
+    // In this order NaN stays NaN.
     const Vec x0 =
-        minimum(maximum(x * s.x0FromX + m * s.x0FromModel, splat(-s.clip)), splat(s.clip));
+        minimum(splat(s.clip), maximum(splat(-s.clip), x * s.x0FromX + m * s.x0FromModel));
     const Vec eps = x * s.epsFromX + x0 * s.epsFromX0 + m * s.epsFromModel;
     Vec next = x * s.xFromX + x0 * s.xFromX0 + eps * s.xFromEps;
     for (int h = 0; h < kSolverHistory; h++) {
