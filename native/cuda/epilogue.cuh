@@ -13,10 +13,15 @@
 //
 // An epilogue is a struct of pointers, passed to the kernel by value. It takes four neighbours of a
 // row at a time, the first at a multiple of 4:
-//   row(r)                         what all numbers of row r share: pointers
-//   finish(row, column, v, count)  the numbers v of columns column .., of which `count` exist
-// Where all pointers and row strides permit (`vectors`) it moves four numbers at once, else one.
-// Each number is read and written by one thread, so that y may be the residual.
+//   row(r)                               what all numbers of row r share: pointers
+//   read(row, column, count)             what columns column .. need from memory, `count` of four
+//   finish(row, column, v, read, count)  the numbers v of these columns
+// Reading is apart from finishing so that a thread can have the reads of several fours under way:
+// y may be the residual, so the compiler itself moves no read before a store, and one latency of
+// memory for every four would take longer than the product. Each number is read and written by one
+// thread.
+// kWhole: all pointers and row strides permit moving four numbers at once (`vectors`), and all four
+// exist. Else they move one by one.
 
 namespace dit::cuda {
 
@@ -87,13 +92,13 @@ __device__ __forceinline__ TwoFloats geluArgument(float v) {
 template <bool kCoarse>
 __device__ __forceinline__ Gelu gelu(float v) {
   const float square = v * v;
-  const float slope = 3 * kGeluRoot * kGeluCubic * square + kGeluRoot;  // u'
+  const float slope = fmaf(3 * kGeluRoot * kGeluCubic, square, kGeluRoot);  // u'
   if constexpr (kCoarse) {
     const float half = 0.5f * v;
-    const float t = tanhApprox(v * (kGeluRoot * kGeluCubic * square + kGeluRoot));
+    const float t = tanhApprox(v * fmaf(kGeluRoot * kGeluCubic, square, kGeluRoot));
     // Far out slope is infinite where 1 - t^2 is 0.
-    const float bend = (1.0f - t * t) * fminf(slope, 1e4f);
-    return {half + half * t, 0.5f + 0.5f * t + half * bend};
+    const float bend = fmaf(-t, t, 1.0f) * fminf(slope, 1e4f);
+    return {fmaf(half, t, half), fmaf(half, bend, fmaf(0.5f, t, 0.5f))};
   } else {
     constexpr float kFar = 10;  // beyond, 1 + exp(-2u) is 1 or the result below 1e-36
     if (!(fabsf(v) <= kFar)) return {v < 0 ? 0.0f : v, v < 0 ? 0.0f : v > 0 ? 1.0f : v};
@@ -125,6 +130,52 @@ __device__ __forceinline__ void storeNeighbours(T* to, float4 x, int count, bool
   if (count > 3) to[3] = fromFloat<T>(x.w);
 }
 
+// kWhole: four at once, else `count` one by one.
+template <bool kWhole, typename T>
+__device__ __forceinline__ float4 loadFour(const T* from, int count) {
+  return loadNeighbours(from, kWhole ? 4 : count, kWhole);
+}
+template <bool kWhole, typename T>
+__device__ __forceinline__ void storeFour(T* to, float4 x, int count) {
+  storeNeighbours(to, x, kWhole ? 4 : count, kWhole);
+}
+
+// Four neighbours as they lie in memory. Converting them would wait for them, so whoever has more
+// to read converts later.
+template <typename T>
+struct Neighbours {
+  uint32_t bits[sizeof(T)];  // four numbers
+
+  template <bool kWhole>
+  __device__ __forceinline__ void load(const T* from, int count) {
+    if constexpr (kWhole) {
+      if constexpr (sizeof(T) == 2) {
+        const uint2 pairs = *reinterpret_cast<const uint2*>(from);
+        bits[0] = pairs.x, bits[1] = pairs.y;
+      } else {
+        const uint4 words = *reinterpret_cast<const uint4*>(from);
+        bits[0] = words.x, bits[1] = words.y, bits[2] = words.z, bits[3] = words.w;
+      }
+      return;
+    }
+    const float4 x = loadNeighbours(from, count, false);
+    if constexpr (sizeof(T) == 2) {
+      bits[0] = packBf16(x.x, x.y), bits[1] = packBf16(x.z, x.w);
+    } else {
+      bits[0] = __float_as_uint(x.x), bits[1] = __float_as_uint(x.y);
+      bits[2] = __float_as_uint(x.z), bits[3] = __float_as_uint(x.w);
+    }
+  }
+  __device__ __forceinline__ float4 values() const {
+    if constexpr (sizeof(T) == 2) {
+      return make_float4(lowBf16(bits[0]), highBf16(bits[0]), lowBf16(bits[1]), highBf16(bits[1]));
+    } else {
+      return make_float4(__uint_as_float(bits[0]), __uint_as_float(bits[1]),
+                         __uint_as_float(bits[2]), __uint_as_float(bits[3]));
+    }
+  }
+};
+
 template <typename F>
 __device__ __forceinline__ float4 map4(float4 x, const F& f) {
   return make_float4(f(x.x), f(x.y), f(x.z), f(x.w));
@@ -153,6 +204,7 @@ struct ForwardEpilogue {
   const float* gate;
   int64_t gateStride;
   const int32_t* gateIndex;
+  int gateEntries;  // of its table: a wrong index picks a wrong gate and never reads elsewhere
   const Out* residual;
   const float* shared;
   int64_t residualStride;
@@ -167,7 +219,8 @@ struct ForwardEpilogue {
         m(static_cast<int>(args.x.shape[1])),
         gate(args.gate.table.as<float>()),
         gateStride(args.gate.table.rowStride),
-        gateIndex(args.gate.index.as<int32_t>()) {
+        gateIndex(args.gate.index.as<int32_t>()),
+        gateEntries(args.gate.table ? static_cast<int>(args.gate.table.shape[0]) : 0) {
     const Tensor& from = args.residual;
     // [1, M, N] of y's type is the one image's own.
     const bool forAll = from && (from.dtype != args.y.dtype || from.shape[0] != args.y.shape[0]);
@@ -191,7 +244,9 @@ struct ForwardEpilogue {
     if constexpr (kKind == Epilogue::BiasResidual) {
       if (gate || shared) {
         const int image = r / m;
-        if (gate) at.gate = gate + gateIndex[image] * gateStride;
+        if (gate) {
+          at.gate = gate + max(0, min(gateIndex[image], gateEntries - 1)) * gateStride;
+        }
         if (shared) at.shared = shared + (r - image * m) * residualStride;
       }
       if (residual) at.residual = residual + r * residualStride;
@@ -199,15 +254,32 @@ struct ForwardEpilogue {
     return at;
   }
 
-  __device__ __forceinline__ void finish(const Row& at, int column, float4 v, int count) const {
-    const float4 b = loadNeighbours(bias + column, count, vectors);
+  struct Read {
+    float4 bias, gate;
+    Neighbours<Out> residual;
+  };
+  template <bool kWhole>
+  __device__ __forceinline__ Read read(const Row& at, int column, int count) const {
+    Read from = {};
+    from.bias = loadFour<kWhole>(bias + column, count);
+    if constexpr (kKind == Epilogue::BiasResidual) {
+      if (gate) from.gate = loadFour<kWhole>(at.gate + column, count);
+      if (residual) from.residual.template load<kWhole>(at.residual + column, count);
+    }
+    return from;
+  }
+
+  template <bool kWhole>
+  __device__ __forceinline__ void finish(const Row& at, int column, float4 v, const Read& from,
+                                         int count) const {
+    const float4& b = from.bias;
     v = make_float4(v.x + b.x, v.y + b.y, v.z + b.z, v.w + b.w);
     if constexpr (kKind != Epilogue::Bias) {
       if (kept) {
         // What follows sees the product as it is kept: the backward pass makes the same numbers of
         // it again.
         v = map4(v, [](float x) { return toFloat(fromFloat<Act>(x)); });
-        storeNeighbours(at.kept + column, v, count, vectors);
+        storeFour<kWhole>(at.kept + column, v, count);
       }
     }
     if constexpr (kKind == Epilogue::BiasGelu) {
@@ -217,15 +289,15 @@ struct ForwardEpilogue {
       if (gate) {
         // Never fused with the addition: left to the compiler, it might be in one tile's kernel and
         // not in another's, and the choice of the tile would show in the bits.
-        const float4 g = loadNeighbours(at.gate + column, count, vectors);
+        const float4& g = from.gate;
         v = make_float4(__fmul_rn(v.x, g.x), __fmul_rn(v.y, g.y), __fmul_rn(v.z, g.z),
                         __fmul_rn(v.w, g.w));
       }
-      const float4 r = shared ? loadNeighbours(at.shared + column, count, vectors)
-                              : loadNeighbours(at.residual + column, count, vectors);
+      const float4 r =
+          shared ? loadFour<kWhole>(at.shared + column, count) : from.residual.values();
       v = make_float4(v.x + r.x, v.y + r.y, v.z + r.z, v.w + r.w);
     }
-    storeNeighbours(at.y + column, v, count, vectors);
+    storeFour<kWhole>(at.y + column, v, count);
   }
 };
 
@@ -243,12 +315,20 @@ struct StoreEpilogue {
 
   using Row = Out*;
   __device__ __forceinline__ Row row(int r) const { return y + r * stride; }
-  __device__ __forceinline__ void finish(Row at, int column, float4 v, int count) const {
+  using Read = float4;  // y, of Add only
+  template <bool kWhole>
+  __device__ __forceinline__ Read read(Row at, int column, int count) const {
     if constexpr (kAdd) {
-      const float4 old = loadNeighbours(at + column, count, vectors);
-      v = make_float4(v.x + old.x, v.y + old.y, v.z + old.z, v.w + old.w);
+      return loadFour<kWhole>(at + column, count);
+    } else {
+      return {};
     }
-    storeNeighbours(at + column, v, count, vectors);
+  }
+  template <bool kWhole>
+  __device__ __forceinline__ void finish(Row at, int column, float4 v, const Read& old,
+                                         int count) const {
+    if constexpr (kAdd) v = make_float4(v.x + old.x, v.y + old.y, v.z + old.z, v.w + old.w);
+    storeFour<kWhole>(at + column, v, count);
   }
 };
 
@@ -270,17 +350,26 @@ struct GeluGradientEpilogue {
 
   using Row = int64_t;
   __device__ __forceinline__ Row row(int r) const { return r * stride; }
-  __device__ __forceinline__ void finish(Row at, int column, float4 v, int count) const {
+  using Read = Neighbours<Act>;
+  template <bool kWhole>
+  __device__ __forceinline__ Read read(Row at, int column, int count) const {
+    Read from;
+    from.template load<kWhole>(pre + at + column, count);
+    return from;
+  }
+  template <bool kWhole>
+  __device__ __forceinline__ void finish(Row at, int column, float4 v, const Read& from,
+                                         int count) const {
     at += column;
-    const float4 p = loadNeighbours(pre + at, count, vectors);
+    const float4 p = from.values();
     constexpr bool kCoarse = sizeof(Act) == 2;
     const Gelu a = gelu<kCoarse>(p.x), b = gelu<kCoarse>(p.y), c = gelu<kCoarse>(p.z),
                d = gelu<kCoarse>(p.w);
-    storeNeighbours(x + at, make_float4(a.value, b.value, c.value, d.value), count, vectors);
-    storeNeighbours(
+    storeFour<kWhole>(x + at, make_float4(a.value, b.value, c.value, d.value), count);
+    storeFour<kWhole>(
         dX + at,
         make_float4(v.x * a.derivative, v.y * b.derivative, v.z * c.derivative, v.w * d.derivative),
-        count, vectors);
+        count);
   }
 };
 
@@ -290,37 +379,115 @@ struct GeluGradientEpilogue {
 // columns at rows 16 i, columns 8 j, in which a lane holds columns 2 (lane % 4) and the next of
 // rows lane / 4 and lane / 4 + 8. Neighbouring lanes swap halves of a pair of tiles, so that each
 // has four neighbours, and four lanes write 16 columns in a row: whole sectors of 32 bytes.
-// row, column: of the first; rows, columns: how many the result has. All lanes take part.
-template <int kTilesM, int kTilesN, typename Epilogue>
-__device__ __forceinline__ void finishTiles(const float (&v)[kTilesM][kTilesN][4], int64_t row,
-                                            int64_t column, int64_t rows, int64_t columns,
-                                            const Epilogue& epilogue) {
+//
+// Reads run a batch of fours ahead of the numbers that are finished, as far as kSpare registers
+// hold them: the first batch before the product has ended, where readFirst is called so early. All
+// lanes take part.
+template <int kSpare, int kTilesM, int kTilesN, typename Epilogue>
+class TileFinisher {
+ public:
+  // row, column: of the first; rows, columns: how many the result has.
+  __device__ __forceinline__ TileFinisher(const Epilogue& epilogue, int row, int column,
+                                          int64_t rows, int64_t columns)
+      : epilogue_(epilogue),
+        rows_(static_cast<int>(rows)),
+        columns_(static_cast<int>(columns)),
+        row_(row + static_cast<int>(threadIdx.x) % 32 / 4),
+        column_(column),
+        whole_(epilogue.vectors && column + 8 * kTilesN <= columns_) {}
+
+  __device__ __forceinline__ void readFirst() {
+    if (whole_) read<true>(0);
+  }
+  __device__ __forceinline__ void finish(const float (&v)[kTilesM][kTilesN][4]) {
+    if (whole_) {
+      finishAs<true>(v);
+    } else {
+      read<false>(0);
+      finishAs<false>(v);
+    }
+  }
+
+ private:
   static_assert(kTilesN % 2 == 0);
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const bool odd = lane % 2 != 0;  // takes the second tile's
-  const int mine = lane % 4 / 2 * 4 + (odd ? 8 : 0);
+  using Read = typename Epilogue::Read;
+  static constexpr int kFours = kTilesN / 2;  // of a row, of this lane
+  static constexpr int kWords = (static_cast<int>(sizeof(Read)) + 3) / 4;
+  // The fours of a batch; two batches are held.
+  static constexpr int together() {
+    constexpr int kMost = kSpare / (2 * kWords);
+    int fours = kFours;
+    while (fours > 1 && (fours > kMost || kFours % fours != 0)) fours--;
+    return fours;
+  }
+  static constexpr int kTogether = together();
+  static constexpr int kBatches = kFours / kTogether;    // of a row
+  static constexpr int kSteps = 2 * kTilesM * kBatches;  // a batch each
+  static constexpr bool kAhead = kSpare >= 2 * kWords;
+  // Into the next row, too, where there are registers for two rows' pointers: Hopper's kernels.
+  static constexpr bool kAcrossRows = kAhead && kTilesM == 1;
+
+  static __device__ __forceinline__ bool odd() {  // takes the second tile's
+    return static_cast<int>(threadIdx.x) % 2 != 0;
+  }
+  __device__ __forceinline__ int columnOf(int four) const {
+    return column_ + static_cast<int>(threadIdx.x) % 4 / 2 * 4 + (odd() ? 8 : 0) + 16 * four;
+  }
+  // How many of four exist.
+  template <bool kWhole>
+  __device__ __forceinline__ int countOf(int four) const {
+    return kWhole ? 4 : min(columns_ - columnOf(four), 4);
+  }
+  __device__ __forceinline__ int rowOf(int step) const { return row_ + step / kBatches * 8; }
+
+  template <bool kWhole>
+  __device__ __forceinline__ void read(int step) {
+    auto& at = at_[kAcrossRows ? step / kBatches % 2 : 0];
+    // Rows that do not exist read the last one, for reads without a branch between them.
+    if (step % kBatches == 0) at = epilogue_.row(min(rowOf(step), rows_ - 1));
 #pragma unroll
-  for (int i = 0; i < kTilesM; i++) {
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-      const int64_t r = row + 16 * i + 8 * half + lane / 4;
-      const bool exists = r < rows;
-      const auto at = epilogue.row(static_cast<int>(exists ? r : 0));
-#pragma unroll
-      for (int j = 0; j < kTilesN; j += 2) {
-        const float *first = &v[i][j][2 * half], *second = &v[i][j + 1][2 * half];
-        const float x = __shfl_xor_sync(0xffffffffu, odd ? first[0] : second[0], 1);
-        const float y = __shfl_xor_sync(0xffffffffu, odd ? first[1] : second[1], 1);
-        const float4 four =
-            odd ? make_float4(x, y, second[0], second[1]) : make_float4(first[0], first[1], x, y);
-        const int64_t c = column + 8 * j + mine;
-        if (exists && c < columns) {
-          epilogue.finish(at, static_cast<int>(c), four,
-                          static_cast<int>(min(columns - c, int64_t{4})));
-        }
+    for (int k = 0; k < kTogether; k++) {
+      const int four = step % kBatches * kTogether + k;
+      Read& to = reads_[kAhead ? step % 2 : 0][k];
+      if (kWhole || countOf<kWhole>(four) > 0) {
+        to = epilogue_.template read<kWhole>(at, columnOf(four), countOf<kWhole>(four));
+      } else {
+        to = {};
       }
     }
   }
-}
+
+  template <bool kWhole>
+  __device__ __forceinline__ void finishAs(const float (&v)[kTilesM][kTilesN][4]) {
+#pragma unroll
+    for (int step = 0; step < kSteps; step++) {
+      const int next = step + 1;
+      const bool ahead = kAcrossRows || (kAhead && next % kBatches != 0);
+      if (next < kSteps && ahead) read<kWhole>(next);
+      const int i = step / kBatches / 2, half = step / kBatches % 2;
+#pragma unroll
+      for (int k = 0; k < kTogether; k++) {
+        const int four = step % kBatches * kTogether + k, j = 2 * four;
+        const float *first = &v[i][j][2 * half], *second = &v[i][j + 1][2 * half];
+        const float x = __shfl_xor_sync(0xffffffffu, odd() ? first[0] : second[0], 1);
+        const float y = __shfl_xor_sync(0xffffffffu, odd() ? first[1] : second[1], 1);
+        const float4 numbers =
+            odd() ? make_float4(x, y, second[0], second[1]) : make_float4(first[0], first[1], x, y);
+        if (rowOf(step) < rows_ && countOf<kWhole>(four) > 0) {
+          epilogue_.template finish<kWhole>(at_[kAcrossRows ? half : 0], columnOf(four), numbers,
+                                            reads_[kAhead ? step % 2 : 0][k],
+                                            countOf<kWhole>(four));
+        }
+      }
+      if (next < kSteps && !ahead) read<kWhole>(next);
+    }
+  }
+
+  const Epilogue& epilogue_;
+  int rows_, columns_, row_, column_;
+  bool whole_;
+  typename Epilogue::Row at_[kAcrossRows ? 2 : 1];
+  Read reads_[kAhead ? 2 : 1][kTogether];
+};
 
 }  // namespace dit::cuda

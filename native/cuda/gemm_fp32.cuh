@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
 #pragma unroll
       for (int i = 0; i < 4 * kQuads; i++) {
 #pragma unroll
-        for (int j = 0; j < 4 * kQuads; j++) sums[i][j] += x[i] * y[j];
+        for (int j = 0; j < 4 * kQuads; j++) sums[i][j] = fmaf(x[i], y[j], sums[i][j]);
       }
     }
   }
@@ -125,10 +125,19 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     for (int quad = 0; quad < kQuads; quad++) {
       const int64_t c = n + 64 * quad + column;
       if (c >= p.n) continue;
-      epilogue.finish(at, static_cast<int>(c),
-                      make_float4(sums[i][4 * quad], sums[i][4 * quad + 1], sums[i][4 * quad + 2],
-                                  sums[i][4 * quad + 3]),
-                      static_cast<int>(min(p.n - c, int64_t{4})));
+      const int count = static_cast<int>(min(p.n - c, int64_t{4}));
+      const float4 v = make_float4(sums[i][4 * quad], sums[i][4 * quad + 1], sums[i][4 * quad + 2],
+                                   sums[i][4 * quad + 3]);
+      const auto finish = [&](auto whole) {
+        constexpr bool kWhole = decltype(whole)::value;
+        const auto read = epilogue.template read<kWhole>(at, static_cast<int>(c), count);
+        epilogue.template finish<kWhole>(at, static_cast<int>(c), v, read, count);
+      };
+      if (epilogue.vectors && count == 4) {
+        finish(std::true_type{});
+      } else {
+        finish(std::false_type{});
+      }
     }
   }
 }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <type_traits>
 
 #include "cuda/epilogue.cuh"
@@ -189,6 +190,10 @@ __device__ __forceinline__ TilePlace tilePlace(int block, int tilesM, int tilesN
   return {band * kBand + in % height, in / height};
 }
 
+struct WarpPlace {
+  int m, n;
+};
+
 template <typename T, typename Shape, Lines kLinesA, Lines kLinesB, typename Epilogue>
 __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     productKernel(Product p, Epilogue epilogue) {
@@ -202,13 +207,16 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
   const TilePlace tile =
       tilePlace(static_cast<int>(blockIdx.x), static_cast<int>((p.m + Shape::kM - 1) / Shape::kM),
                 static_cast<int>((p.n + Shape::kN - 1) / Shape::kN));
-  const int64_t m = tile.m * Shape::kM, n = tile.n * Shape::kN;
+  const int m = static_cast<int>(tile.m) * Shape::kM, n = static_cast<int>(tile.n) * Shape::kN;
   const int64_t kBegin = static_cast<int64_t>(blockIdx.y) * p.kSplit;
   const int k = static_cast<int>(min(p.kSplit, p.k - kBegin));
   const int steps = (k + kK - 1) / kK;
+  // Where a warp's part of the tile begins.
+  const auto warpPlace = [](int warp) -> WarpPlace {
+    return {warp % Shape::kWarpsM * 16 * kTilesM, warp / Shape::kWarpsM * 8 * kTilesN};
+  };
   const int warp = static_cast<int>(threadIdx.x) / 32;
-  const int warpM = warp % Shape::kWarpsM * 16 * kTilesM;
-  const int warpN = warp / Shape::kWarpsM * 8 * kTilesN;
+  const auto [warpM, warpN] = warpPlace(warp);
 
   char* const shared = sharedMemory();
   SideA sideA(p.a, m, p.m, kBegin);
@@ -254,7 +262,14 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     }
   }
   copyAsyncWait<0>();
-  finishTiles(sums, m + warpM, n + warpN, p.m, p.n, epilogue);
+  constexpr int kRegisters = std::min(255, 65536 / (Shape::kThreads * Shape::kBlocks));
+  // From the first lane, so that the compiler keeps no register for it during the products.
+  const auto [rowInTile, columnInTile] =
+      warpPlace(__shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0));
+  TileFinisher<kRegisters - 4 * kTilesM * kTilesN - 56, kTilesM, kTilesN, Epilogue> finisher(
+      epilogue, m + rowInTile, n + columnInTile, p.m, p.n);
+  finisher.readFirst();
+  finisher.finish(sums);
 }
 
 template <typename T, typename Shape, Lines kLinesA, Lines kLinesB, typename Epilogue>

@@ -32,6 +32,7 @@ constexpr int kWarpgroup = 128;
 constexpr int kBlockM = 64;                   // of one warpgroup
 constexpr int kConsumers = kTileM / kBlockM;  // warpgroups
 constexpr int kThreads = (1 + kConsumers) * kWarpgroup;
+constexpr int kConsumerRegisters = 232;
 constexpr int kBoxBytes = kTileK * kBoxColumns * 2;  // of 64 x 64 numbers
 
 constexpr int stageBytes(int tileN) { return (kTileM + tileN) * kTileK * 2; }
@@ -227,28 +228,37 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
     }
   } else {
-    growRegisters<232>();
+    growRegisters<kConsumerRegisters>();
     for (int64_t i = first; i < count; i += stride) {
       const Work work = workAt<kTileN, kCluster>(problem, i, rank);
+      const int warp = thread % kWarpgroup / 32;
+      const auto& last = epilogue.part(work.split);
+      TileFinisher<kConsumerRegisters - kTileN / 2 - 56, 1, kTileN / 8,
+                   std::decay_t<decltype(last)>>
+          finisher(last, static_cast<int>(work.row) + warpgroup * kBlockM + warp * 16,
+                   static_cast<int>(work.column), problem.m, problem.n);
+      // What it reads is there when the products are.
+      finisher.readFirst();
       float sums[kTileN / 2];
+      // The first step stands by itself: a step that only perhaps waits for the one before would
+      // make the compiler let every product wait for the last (scripts/cuda/rules.mjs looks after
+      // it).
+      mbarrierWait(&ring.full[slot], phase);
+      ring.multiply(slot, warpgroup, sums, false);
       int previous = slot;
-      for (int step = work.begin; step < work.end; step++) {
+      advance();
+      for (int step = work.begin + 1; step < work.end; step++) {
         mbarrierWait(&ring.full[slot], phase);
-        ring.multiply(slot, warpgroup, sums, step > work.begin);
-        if (step > work.begin) {
-          wgmmaWait<1>();
-          ring.release(previous);
-        }
+        ring.multiply(slot, warpgroup, sums, true);
+        wgmmaWait<1>();
+        ring.release(previous);
         previous = slot;
         advance();
       }
       wgmmaWait<0>();
       ring.release(previous);
       wgmmaTouch(sums);
-      const int warp = thread % kWarpgroup / 32;
-      finishTiles(reinterpret_cast<const float(&)[1][kTileN / 8][4]>(sums),
-                  work.row + warpgroup * kBlockM + warp * 16, work.column, problem.m, problem.n,
-                  epilogue.part(work.split));
+      finisher.finish(reinterpret_cast<const float(&)[1][kTileN / 8][4]>(sums));
     }
   }
   // No block ends while another still writes to its memory.

@@ -76,8 +76,15 @@ struct PartEpilogue {
   __device__ __forceinline__ Row row(int r) const {
     return parts + (static_cast<int64_t>(blockIdx.y) * m + r) * stride;
   }
-  __device__ __forceinline__ void finish(Row at, int column, float4 v, int count) const {
-    storeNeighbours(at + column, v, count, vectors);
+  struct Read {};
+  template <bool kWhole>
+  __device__ __forceinline__ Read read(Row, int, int) const {
+    return {};
+  }
+  template <bool kWhole>
+  __device__ __forceinline__ void finish(Row at, int column, float4 v, const Read&,
+                                         int count) const {
+    storeFour<kWhole>(at + column, v, count);
   }
 };
 

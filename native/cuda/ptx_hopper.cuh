@@ -39,13 +39,14 @@ __device__ __forceinline__ void mbarrierArrive(uint64_t* barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(sharedAddress(barrier)) : "memory");
 }
 // An arrival at the barrier that lies at the same place in another block of the cluster
-// (9.7.13.15.13).
+// (9.7.13.15.13). It orders nothing for that block: what was read before it was read by products
+// that have ended, and the other block only copies there. With .release.cluster it would come with
+// a fence for all of the device (MEMBAR.GPU), hundreds of clocks for each step of a product.
 __device__ __forceinline__ void mbarrierArriveAt(uint64_t* barrier, int rank) {
   asm volatile(
       "{\n.reg .b32 remote;\n"
       "mapa.shared::cluster.u32 remote, %0, %1;\n"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n}\n" ::"r"(
-          sharedAddress(barrier)),
+      "mbarrier.arrive.shared::cluster.b64 _, [remote];\n}\n" ::"r"(sharedAddress(barrier)),
       "r"(rank)
       : "memory");
 }
