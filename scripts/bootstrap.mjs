@@ -89,6 +89,13 @@ const testTools = [
   ['python3-numpy', 'python3', '-c', 'import numpy'],
 ]
 
+/** What reads the machine code of kernels; not every CUDA toolkit has it. test/sass.test.ts says what is missing. */
+function ensureCudaTools() {
+  const nvcc = ['nvcc', '/usr/local/cuda/bin/nvcc'].some((file) => works(file, ['--version']))
+  if (!nvcc || aptGet() === undefined) return
+  if (!run(process.execPath, 'scripts/cuda-sass.mjs', '--fetch')) say('without cuobjdump')
+}
+
 function ensureTestTools() {
   const missing = testTools.filter(([, command, ...args]) => !works(command, args))
   const apt = aptGet()
@@ -135,7 +142,10 @@ if (name === 'lint') {
   ensureNodeModules()
 } else {
   ensurePackages()
-  if (name === 'test' || name === 'test:full') ensureTestTools()
+  if (name === 'test' || name === 'test:full') {
+    ensureTestTools()
+    ensureCudaTools()
+  }
   ensureNodeModules()
   if (!run(process.execPath, 'scripts/build-native.mjs')) fail('the native build failed')
 }
