@@ -4,7 +4,7 @@
 //   node scripts/cuda-sass.mjs [--library=build/Release/libdit_cuda.so] [--table]
 //   node scripts/cuda-sass.mjs --fetch     gets the two from Debian's packages (non-free), by apt-get
 //
-// --table prints what the main loops are made of, as in bench/KERNELS.md.
+// --table prints what the main loops of the kernels in bf16 are made of, as in bench/KERNELS.md.
 import { execFileSync } from 'node:child_process'
 import {
   cpSync,
@@ -94,7 +94,7 @@ if (values.table) {
   console.log('|---|---|---:|---|---:|---:|---:|---:|---:|')
   for (const kernel of kernels) {
     const loop = loopOf(kernel)
-    if (!loop || kernel.arch === 'sm_80') continue
+    if (!loop || kernel.arch === 'sm_80' || !/hopper::|Bf16/.test(kernel.name)) continue
     console.log(
       `| \`${kernel.name}\` | ${kernel.arch} | ${loop.instructions} | ${loop.products} ${loop.main} | ` +
         `${loop.special} | ${loop.shared} | ${loop.copies} | ${loop.waits} | ${loop.kernel} |`,
