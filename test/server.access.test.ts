@@ -77,6 +77,32 @@ test('others see nothing of a request', async () => {
   await shared.close()
 })
 
+test('requests that ended are forgotten, also those without images', async () => {
+  const app = await appWith(dit, { limits: { keepBytes: 32_768, steps: 1000 } })
+  const cancelled: string[] = []
+  for (let i = 0; i < 10; i++) {
+    const body = { labels: [1, 2, 3, 4], steps: 1000, wait: false }
+    const { id, events } = (await post(app, '/v1/images', body)).json()
+    const watched = get(app, events)
+    await app.inject({ method: 'DELETE', url: `/v1/images/${id}` })
+    assert.match((await watched).body, 'event: error')
+    cancelled.push(events)
+  }
+  const answers = await Promise.all(cancelled.map((events) => get(app, events)))
+  const known = answers.map(({ status }) => status === 200)
+  assert.is(known.at(-1), true)
+  assert.is(known[0], false)
+  await app.close()
+})
+
+test('more images than can ever be under way are wrong, not too early', async () => {
+  const app = await appWith(dit, { limits: { inFlight: 2 } })
+  assert.is((await post(app, '/v1/images', { labels: [1, 2], steps: 1 })).status, 200)
+  assert.is((await post(app, '/v1/images', { labels: [1, 2, 3], steps: 1 })).status, 400)
+  assert.is((await get(app, '/v1/models')).json().data[0].dit.limits.images, 2)
+  await app.close()
+})
+
 test('too many images at once', async () => {
   const small = await appWith(dit, { limits: { inFlight: 3 } })
   const [first, second] = await Promise.all([

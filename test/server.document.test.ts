@@ -146,6 +146,24 @@ test('within an application, under a prefix, beside its own routes and errors', 
   await own.close()
 })
 
+test('JSON and nothing else, whatever the application around reads', async () => {
+  const own = Fastify()
+  own.removeAllContentTypeParsers()
+  own.addContentTypeParser('application/json', { parseAs: 'buffer' }, async () => 'mine')
+  own.addContentTypeParser('*', async () => ({ labels: 1, steps: 1 }))
+  own.post('/echo', async ({ body }) => ({ body }))
+  await own.register(ditServer, { model: dit, prefix: '/pictures' })
+  await own.ready()
+  assert.is((await post(own, '/pictures/v1/images', { labels: 1, steps: 1 })).status, 200)
+  const poisoned = '{"labels": 1, "__proto__": {"steps": 1}}'
+  const json = { 'content-type': 'application/json' }
+  assert.is((await post(own, '/pictures/v1/images', poisoned, json)).status, 400)
+  const text = { 'content-type': 'text/plain' }
+  assert.is((await post(own, '/pictures/v1/images', '{"labels": 1}', text)).status, 415)
+  assert.equal((await post(own, '/echo', {})).json(), { body: 'mine' })
+  await own.close()
+})
+
 test('the page at /', async () => {
   const app = await appWith(dit)
   const page = await get(app, '/')
@@ -166,9 +184,15 @@ test('the page at /', async () => {
   }
   const prefixed = await appWith(dit, { prefix: '/try' })
   const redirected = await get(prefixed, '/try?a=1')
-  assert.equal([redirected.status, redirected.headers.location], [308, '/try/?a=1'])
+  assert.equal([redirected.status, redirected.headers.location], [308, './try/?a=1'])
   assert.is((await get(prefixed, '/try/')).body, page.body)
   await prefixed.close()
+  // Where the application around forgives slashes: to no other machine.
+  const forgiving = Fastify({ routerOptions: { ignoreDuplicateSlashes: true } })
+  await forgiving.register(ditServer, { model: dit, prefix: '/:who' })
+  const away = await get(forgiving, '//example.com')
+  assert.equal([away.status, away.headers.location], [308, './example.com/'])
+  await forgiving.close()
   await app.close()
 })
 
@@ -193,6 +217,9 @@ test('wrong options of the plugin', async () => {
   await refuses({ model: dit, tokn: 'secret' }, /Did you mean 'token'/)
   await refuses({ model: dit, token: ['secret', ''] }, /token/)
   await refuses({ model: dit, token: 7 }, /token/)
+  for (const token of ['two words of a secret', ' secret', 'secret\n', 'se\u00fccret']) {
+    await refuses({ model: dit, token }, /without spaces/)
+  }
   await refuses({ model: dit, limits: { images: 0 } }, /limits.images/)
   await refuses({ model: dit, limits: { image: 1 } }, /image/)
   await refuses({ model: dit, rateLimit: 5 }, /rateLimit/)

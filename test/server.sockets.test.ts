@@ -3,6 +3,7 @@
 import { once } from 'node:events'
 import http from 'node:http'
 import net from 'node:net'
+import { mock } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
@@ -218,6 +219,31 @@ test('a listener that does not read holds nothing up', async () => {
     if (text.includes('event: done') && text.endsWith('0\r\n\r\n')) break
   }
   assert.match(text, 'event: done')
+  await server.close()
+  await dit.close()
+})
+
+test('a listener that reads the end slowly gets all of it', async () => {
+  const size = { depth: 1, hidden: 32, heads: 2, patchSize: 32, latentSize: 256, channels: 3 }
+  const dit = await DiT.create({ ...size, numClasses: 2 }, { device: 'cpu', seed: 1 })
+  const server = await listen(dit, { limits: { images: 140 } })
+  const labels = new Array<number>(140).fill(1)
+  const started = await ask(server.url, { labels, steps: 1, guidance: 1, wait: false })
+  const { events } = (await started.json()) as Json
+  const whole = await (await fetch(server.url + events)).text()
+  assert.ok(whole.length > 5.5e6, `${whole.length}`) // what sockets buffer is less
+  mock.timers.enable({ apis: ['setInterval'] })
+  const socket = net.connect(Number(new URL(server.url).port), '127.0.0.1')
+  await once(socket, 'connect')
+  socket.pause()
+  socket.write(`GET ${events} HTTP/1.0\r\nHost: localhost\r\n\r\n`)
+  await sleep(300)
+  mock.timers.tick(60_000)
+  mock.timers.reset()
+  let text = ''
+  for await (const chunk of socket) text += chunk
+  const doneOf = (all: string) => all.slice(all.indexOf('event: done'))
+  assert.ok(doneOf(text) === doneOf(whole), `${text.length} of ${whole.length}`)
   await server.close()
   await dit.close()
 })

@@ -119,6 +119,7 @@ export function namedModels(
   if (name === undefined || source === undefined || typeof before === 'string') {
     throw new InvalidArgumentError('Expected NAME=SOURCE for each of several models.')
   }
-  if (name in known) throw new InvalidArgumentError(`There are two models called ${name}.`)
+  if (Object.hasOwn(known, name))
+    throw new InvalidArgumentError(`There are two models called ${name}.`)
   return { ...known, [name]: source }
 }

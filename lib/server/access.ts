@@ -52,8 +52,10 @@ export function isLoopback(host: string): boolean {
  */
 export function onlyLoopbackNames(app: FastifyInstance): void {
   app.addHook('onRequest', async (request) => {
-    const name = request.hostname
-    if (name === '' || isLoopback(name)) return
+    // The header itself, too: with trustProxy, a page may put another beside it.
+    const { host = '' } = request.raw.headers
+    const names = [host.replace(/:\d*$/, ''), request.hostname]
+    if (names.every((name) => name === '' || isLoopback(name))) return
     throw new HttpError(421, 'wrong_host', 'This server answers requests to localhost only')
   })
 }

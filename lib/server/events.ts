@@ -5,7 +5,7 @@ import type { FastifyInstance } from 'fastify'
 import { Abandoned } from './errors.js'
 import type { Job, JobEvent } from './jobs.js'
 import { cancelAnswers, errorAnswers, eventsAnswers } from './schemas.js'
-import type { Service } from './service.js'
+import { endSending, type Service } from './service.js'
 
 /** Something is written so often, so that proxies do not think that the connection is dead. */
 const heartbeatSeconds = 15
@@ -80,7 +80,12 @@ function sendEvents(job: Job, response: ServerResponse): void {
       return
     }
     response.write(`event: ${event.event}\ndata: ${JSON.stringify(event.data)}\n\n`)
-    if (last) response.end()
+    if (last) end()
+  }
+  const end = () => {
+    response.end()
+    clearInterval(heartbeat)
+    endSending(response)
   }
   let stuck = false
   const heartbeat = setInterval(() => {

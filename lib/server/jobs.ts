@@ -16,6 +16,9 @@ export type JobEvent =
 /** @internal */
 export type Listener = (event: JobEvent) => void
 
+/** What a request that has ended takes beside its images; estimated. */
+const bytesAround = 4096
+
 /** One request for images. @internal */
 export class Job {
   readonly id = randomUUID()
@@ -122,7 +125,7 @@ export class Jobs {
   close(job: Job, bytes: number): void {
     if (!this.#running.delete(job)) return
     this.#images -= job.images
-    if (this.#known.delete(job.id)) this.#kept.set(job.id, job, { size: Math.max(1, bytes) })
+    if (this.#known.delete(job.id)) this.#kept.set(job.id, job, { size: bytes + bytesAround })
     if (this.#running.size === 0) for (const done of this.#waitingForNone.splice(0)) done()
   }
 

@@ -10,7 +10,7 @@ import { check, flag, integer, is } from '../options.js'
 export interface Limits {
   /** Bytes of a request's body. Default 65536. */
   bodyBytes?: number
-  /** Images of one request. Default 16. */
+  /** Images of one request. Default 16; never more than `inFlight`. */
   images?: number
   /** Solver steps of each image. Default 250. */
   steps?: number
@@ -49,7 +49,7 @@ export interface DitServerOptions {
   limits?: Limits
   /**
    * What `Authorization: Bearer …` must say under `/v1`, `/metrics` and `/openapi.json`: one, or any of
-   * several. Compared in constant time, never logged. Default: nothing is asked.
+   * several: ASCII without spaces. Compared in constant time, never logged. Default: nothing is asked.
    */
   token?: string | readonly string[]
   /** By token, else by address; needs the package `@fastify/rate-limit`. Default: none. */
@@ -90,9 +90,10 @@ const limitsSchema = v.strictObject(
   'an object',
 )
 
-const isText = (value: unknown) => typeof value === 'string' && value !== ''
+/** What a header can carry: of other letters each client makes other bytes. */
+const isToken = (value: unknown) => typeof value === 'string' && /^[!-~]+$/.test(value)
 const isTokens = (value: unknown) =>
-  isText(value) || (Array.isArray(value) && value.length > 0 && value.every(isText))
+  isToken(value) || (Array.isArray(value) && value.length > 0 && value.every(isToken))
 
 /** Those that `serve` has, too. @internal */
 export const settingsEntries = {
@@ -157,11 +158,16 @@ export function toSettings(
   given: v.InferOutput<v.StrictObjectSchema<typeof settingsEntries, undefined>>,
 ): Settings {
   const { token } = given
+  const limits = given.limits as Required<Limits>
   if (token !== undefined && !isTokens(token)) {
-    throw new DiTError('ERR_DIT_OPTION', 'Expected text that is not empty, or several, for token')
+    throw new DiTError(
+      'ERR_DIT_OPTION',
+      'Expected ASCII letters, digits and signs without spaces, or several such texts, for token',
+    )
   }
   return {
-    limits: given.limits as Required<Limits>,
+    // One that could never be let in is wrong, not early.
+    limits: { ...limits, images: Math.min(limits.images, limits.inFlight) },
     tokens: token === undefined ? [] : [token].flat(),
     rateLimit: given.rateLimit,
     cacheBytes: given.cacheBytes,

@@ -53,7 +53,8 @@ export function addPlayground(app: FastifyInstance): void {
         // Without the slash, names beside the page would be looked for one level higher.
         const [asked = '', query] = request.url.split('?')
         if (isPage && !asked.endsWith('/')) {
-          return reply.redirect(`${asked}/${query === undefined ? '' : `?${query}`}`, 308)
+          const last = asked.slice(asked.lastIndexOf('/') + 1)
+          return reply.redirect(`./${last}/${query === undefined ? '' : `?${query}`}`, 308)
         }
         return send(file, request, reply)
       },

@@ -13,10 +13,7 @@ import { addOpenai } from './openai.js'
 import { checkPluginOptions, type DitServerOptions } from './options.js'
 import { addPlayground } from './playground.js'
 import { errorAnswers, healthAnswers } from './schemas.js'
-import { Service } from './service.js'
-
-/** A client that has not read its answer by then is disconnected. */
-const sendSeconds = 120
+import { endSending, Service } from './service.js'
 
 /**
  * A Fastify plugin that serves models: `POST /v1/images`, `GET /v1/images/:id/events`, `POST
@@ -61,11 +58,7 @@ export async function mount(app: FastifyInstance, service: Service): Promise<voi
   app.setSerializerCompiler(() => (data) => JSON.stringify(data))
   app.setErrorHandler(sendError)
   service.metrics.watch(app)
-  app.addHook('onSend', async (_, { raw }) => {
-    if (raw.destroyed) return // left already
-    const timer = setTimeout(() => raw.destroy(), sendSeconds * 1000).unref()
-    raw.once('close', () => clearTimeout(timer))
-  })
+  app.addHook('onSend', async (_, { raw }) => endSending(raw))
   app.addHook('preClose', () => service.drain())
   app.addHook('onClose', async () => service.metrics.close())
 
@@ -97,6 +90,10 @@ export async function mount(app: FastifyInstance, service: Service): Promise<voi
   await app.register(async (open) => addHealth(open, service))
   if (settings.playground) await app.register(async (open) => addPlayground(open))
   await app.register(async (guarded) => {
+    // JSON and nothing else, whatever the application around reads bodies as.
+    guarded.removeAllContentTypeParsers()
+    const readJson = guarded.getDefaultJsonParser('error', 'error')
+    guarded.addContentTypeParser('application/json', { parseAs: 'string' }, readJson)
     if (tokens.asked) {
       guarded.addHook('onRequest', async (request) => {
         tokens.ownerOf(request)

@@ -134,6 +134,7 @@ export async function serve(serveOptions: ServeOptions): Promise<Server> {
   }
   given.signal?.addEventListener('abort', () => void close(), { once: true })
   try {
+    given.signal?.throwIfAborted() // while routes were made
     const url = await app.listen({ host, port }).catch((cause: NodeJS.ErrnoException) => {
       throw listenError(host, port, cause)
     })

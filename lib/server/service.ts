@@ -1,5 +1,6 @@
 // Everything that the routes share.
 
+import type { ServerResponse } from 'node:http'
 import type { FastifyReply, FastifyRequest, onRequestHookHandler } from 'fastify'
 import type { DiT } from '../dit.js'
 import { DiTError } from '../errors.js'
@@ -101,6 +102,16 @@ export class Service {
   drain(): Promise<void> {
     return this.jobs.drain(this.settings.graceSeconds)
   }
+}
+
+/** A client that has not read its answer by then is disconnected. */
+const sendSeconds = 120
+
+/** Sees to it that an answer, which is all there, ends some time. @internal */
+export function endSending(response: ServerResponse): void {
+  if (response.destroyed) return // left already
+  const timer = setTimeout(() => response.destroy(), sendSeconds * 1000).unref()
+  response.once('close', () => clearTimeout(timer))
 }
 
 /** Cancels a job when whoever asked for it goes away before the answer. @internal */
