@@ -3,6 +3,7 @@
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { writeFileSync } from 'node:fs'
+import http from 'node:http'
 import net from 'node:net'
 import path from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -260,6 +261,29 @@ test('alive and not ready while a model is loaded; stopped meanwhile', async () 
   await hub.close()
   if (endpoint === undefined) delete process.env.HF_ENDPOINT
   else process.env.HF_ENDPOINT = endpoint
+})
+
+test('stopped while its routes are made', async () => {
+  const stop = new AbortController()
+  const starting = serve({ model: 'demo', port: 0, signal: stop.signal })
+  const reason = new Error('enough')
+  stop.abort(reason)
+  assert.is(await failure(starting), reason)
+})
+
+test('a page that names another host is refused, whatever it says to have come through', async () => {
+  const server = await serve({ model: 'demo', port: 0, trustProxy: true })
+  const statusOf = async (headers: Record<string, string>) => {
+    const request = http.get(`${server.url}/readyz`, { headers })
+    const [answer] = (await once(request, 'response')) as [http.IncomingMessage]
+    answer.resume()
+    return answer.statusCode
+  }
+  assert.is(await statusOf({}), 200)
+  assert.is(await statusOf({ host: '[::1]:3000', 'x-forwarded-host': 'localhost' }), 200)
+  assert.is(await statusOf({ host: 'evil.example', 'x-forwarded-host': 'localhost' }), 421)
+  assert.is(await statusOf({ 'x-forwarded-host': 'evil.example' }), 421)
+  await server.close()
 })
 
 test('wrong options of serve', async () => {
