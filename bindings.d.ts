@@ -46,6 +46,7 @@ export interface CallRequest {
   priority: number
   caller: string // '': a caller of its own
   deadline: number | null // seconds from now
+  decoded: boolean // whether images are what it gives
 }
 
 export interface CallStats {

@@ -113,6 +113,7 @@ export function planSample(model: ModelFacts, labels: unknown, options: SampleOp
       priority: options.priority ?? 0,
       caller: options.caller ?? '',
       deadline: options.deadline === undefined ? null : options.deadline / 1000,
+      decoded: output === 'image',
     },
     parts: jobRanges(n, bytesPerImage(model, options, n)).map(([begin, end]) => ({
       begin,

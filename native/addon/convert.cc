@@ -101,7 +101,8 @@ CallRequest toCallRequest(const Napi::Value& value) {
                       .steps = fields.count("steps"),
                       .rows = fields.count("rows"),
                       .priority = static_cast<int32_t>(fields.integer("priority")),
-                      .caller = fields.text("caller")};
+                      .caller = fields.text("caller"),
+                      .decoded = fields.flag("decoded")};
   if (!fields.isNull("deadline")) request.deadline = fields.number("deadline");
   return request;
 }

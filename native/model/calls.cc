@@ -67,25 +67,20 @@ void Calls::leave(uint64_t id) {
 
 // ------------------------------------------------------------------ who is let in
 
-int64_t Calls::imagesFrom(int32_t priority) const {
-  int64_t images = 0;
-  for (const auto& [id, call] : calls_) {
-    if (call->priority >= priority) images += call->images_;
-  }
-  return images;
-}
-
 void Calls::checkQueue(const CallRequest& request) {
   if (!maxQueue_) return;
-  const int64_t ahead = imagesFrom(request.priority);
+  int64_t ahead = 0;
+  Work work;
+  for (const auto& [id, call] : calls_) {
+    if (call->priority < request.priority) continue;
+    ahead += call->images_;
+    work += left(*call);
+  }
   const int64_t room = stats_.maxLanes + *maxQueue_;
   if (ahead < room) return;
   stats_.refusedBusy++;
   // Until so many of those ahead have ended that there is room again.
-  double rows = 0;
-  for (const auto& [id, call] : calls_) rows += call->rowsLeft();
-  const double all = workSeconds(rows, static_cast<double>(ahead),
-                                 static_cast<double>(std::min(ahead, stats_.maxLanes)));
+  const double all = secondsFor(work, static_cast<double>(std::min(ahead, stats_.maxLanes)));
   const double share = static_cast<double>(ahead - room + 1) / static_cast<double>(ahead);
   throw Refusal(ErrorCode::Busy,
                 detail::concat("The queue is full: ", ahead - stats_.maxLanes,
@@ -117,45 +112,49 @@ void Calls::checkDeadline(const Call& call, double now) {
 
 // ------------------------------------------------------------------ how long it will take
 
-// Some rows of work, so many in each round, and the decoding of images.
-double Calls::workSeconds(double rows, double images, double rowsAtOnce) const {
-  return rows / rowsAtOnce * cost_.seconds(rowsAtOnce) + images * decodeSeconds_;
+Calls::Work& Calls::Work::operator+=(const Work& other) {
+  rows += other.rows;
+  decodes += other.decodes;
+  return *this;
+}
+
+Calls::Work Calls::left(const Call& call) {
+  return {.rows = static_cast<double>(call.stepsLeft_) * call.rowsPerStep_,
+          .decodes = call.decoded_ ? static_cast<double>(call.images_) : 0};
+}
+
+// With so many rows in each round.
+double Calls::secondsFor(const Work& work, double rowsAtOnce) const {
+  return work.rows / rowsAtOnce * cost_.seconds(rowsAtOnce) + work.decodes * decodeSeconds_;
 }
 
 // The rest of a call on a model that does nothing else: no schedule is faster.
 double Calls::alone(const Call& call) const {
   const double atOnce = static_cast<double>(std::min(call.images_, stats_.maxLanes));
-  return workSeconds(call.rowsLeft(), static_cast<double>(call.images_),
-                     atOnce * call.rowsPerStep_);
+  return secondsFor(left(call), atOnce * call.rowsPerStep_);
 }
 
 // The rest of a call beside those that there are. Callers share the lanes, so that another one gets
 // as much done before this call ends as this one does, or all that it wants if that is less.
 double Calls::expected(const Call& call) const {
-  struct Work {
-    double rows = 0, images = 0;
-  };
   std::map<uint64_t, Work> equals;
   Work ahead;
   int64_t images = call.images_;
   for (const auto& [id, other] : calls_) {
     if (other->priority < call.priority) continue;
     images += other->images_;
-    Work& work = other->priority > call.priority ? ahead : equals[other->caller];
-    work.rows += other->rowsLeft();
-    work.images += static_cast<double>(other->images_);
+    (other->priority > call.priority ? ahead : equals[other->caller]) += left(*other);
   }
   Work own = equals[call.caller];
-  own.rows += call.rowsLeft();
-  own.images += static_cast<double>(call.images_);
+  own += left(call);
   for (const auto& [caller, work] : equals) {
     if (caller == call.caller) continue;
     const double part = work.rows > own.rows ? own.rows / work.rows : 1;
-    ahead.rows += part * work.rows;
-    ahead.images += part * work.images;
+    ahead += {.rows = part * work.rows, .decodes = part * work.decodes};
   }
+  ahead += own;
   const double atOnce = static_cast<double>(std::min(images, stats_.maxLanes));
-  return workSeconds(ahead.rows + own.rows, ahead.images + own.images, atOnce * call.rowsPerStep_);
+  return secondsFor(ahead, atOnce * call.rowsPerStep_);
 }
 
 bool Calls::tooLate(const Call& call, double now) const {
@@ -197,11 +196,10 @@ void Calls::roundDone() {
   stats_.rounds++;
 }
 
-void Calls::turnDone(int64_t rows, double seconds) {
+void Calls::turnDone(int64_t rows, double seconds, double aside) {
   const std::lock_guard lock(mutex_);
   stats_.busySeconds += seconds;
-  cost_.add(static_cast<double>(rows), std::max(0.0, seconds - decodedInRound_));
-  decodedInRound_ = 0;
+  cost_.add(static_cast<double>(rows), std::max(0.0, seconds - aside));
   const double memory = std::exp(-seconds / kRecentSeconds);
   recentImages_ *= memory;
   recentSeconds_ = memory * recentSeconds_ + seconds;
@@ -210,7 +208,6 @@ void Calls::turnDone(int64_t rows, double seconds) {
 void Calls::decoded(double seconds) {
   const std::lock_guard lock(mutex_);
   decodeSeconds_ = decodeSeconds_ == 0 ? seconds : 0.9 * decodeSeconds_ + 0.1 * seconds;
-  decodedInRound_ += seconds;
 }
 
 CallStats Calls::stats() const {

@@ -22,6 +22,7 @@ struct CallRequest {
   int32_t priority = 0;         // higher goes first
   std::string caller;           // those who share lanes equally; empty: this call alone
   double deadline = std::numeric_limits<double>::infinity();  // seconds from now
+  bool decoded = true;                                        // whether its images will be
 };
 
 // Busy or Deadline, before any work was done.
@@ -57,6 +58,7 @@ class Call {
         began(now),
         deadline(now + request.deadline),
         rowsPerStep_(static_cast<double>(request.rows) / static_cast<double>(request.steps)),
+        decoded_(request.decoded),
         images_(request.images),
         stepsLeft_(request.images * request.steps) {}
 
@@ -70,11 +72,10 @@ class Call {
 
  private:
   friend class Calls;
-  double rowsLeft() const { return static_cast<double>(stepsLeft_) * rowsPerStep_; }
-
   const double rowsPerStep_;  // 1 to 2, on average
-  int64_t images_;            // not finished
-  int64_t stepsLeft_;         // of all of them
+  const bool decoded_;
+  int64_t images_;     // not finished
+  int64_t stepsLeft_;  // of all of them
 };
 
 double steadySeconds();
@@ -111,18 +112,24 @@ class Calls {
   // An image was decoded, in so many seconds.
   void decoded(double seconds);
   void roundDone();
-  // A round of so many rows took so many seconds with what followed from it: previews, and the
-  // decoding of images.
-  void turnDone(int64_t rows, double seconds);
+  // A round of so many rows took so many seconds with what came with it. Of those `aside` are no
+  // cost of a round: the decoding of finished images, and what happens once, like new weights.
+  void turnDone(int64_t rows, double seconds, double aside);
 
  private:
+  // What is left to be done.
+  struct Work {
+    double rows = 0, decodes = 0;
+    Work& operator+=(const Work& other);
+  };
+
   std::shared_ptr<Call> make(const CallRequest& request, double now);
-  int64_t imagesFrom(int32_t priority) const;
   void checkQueue(const CallRequest& request);
   void checkDeadline(const Call& call, double now);
+  static Work left(const Call& call);
   double alone(const Call& call) const;
   double expected(const Call& call) const;
-  double workSeconds(double rows, double images, double rowsAtOnce) const;
+  double secondsFor(const Work& work, double rowsAtOnce) const;
 
   mutable std::mutex mutex_;  // guards all of it, and the calls' private parts
   std::map<uint64_t, std::shared_ptr<Call>> calls_;
@@ -130,8 +137,7 @@ class Calls {
   std::optional<int64_t> maxQueue_;
   CallStats stats_;
   RoundCost cost_;
-  double decodeSeconds_ = 0;  // moving average
-  double decodedInRound_ = 0;
+  double decodeSeconds_ = 0;                     // moving average
   double recentImages_ = 0, recentSeconds_ = 0;  // decayed sums
 };
 

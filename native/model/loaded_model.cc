@@ -48,11 +48,16 @@ ModelInfo LoadedModel::info() {
   return info;
 }
 
+void LoadedModel::preparePreview(PreviewKind kind, const Checkpoint& checkpoint) {
+  if (!vae || kind == PreviewKind::Decode) return;
+  if (!preview) preview.emplace(vae->config());
+  if (!preview->fitted()) preview->fit(*vae, checkpoint);
+}
+
 Picture LoadedModel::previewOf(const std::vector<float>& latent, PreviewKind kind,
                                const Checkpoint& checkpoint) {
   if (!vae || kind == PreviewKind::Decode) return sampler->picture(latent, checkpoint);
-  if (!preview) preview.emplace(vae->config());
-  if (!preview->fitted()) preview->fit(*vae, checkpoint);
+  DIT_CHECK(preview, ErrorCode::Internal, "a preview that was not prepared");
   return preview->picture(latent, spec.dit.height, spec.dit.width);
 }
 

@@ -32,7 +32,10 @@ struct LoadedModel {
   Vae& needVae(const char* what);
   Trainer& needTrainer(const char* what);
 
-  // What a latent of the model looks like so far. The first linear preview through a VAE fits it.
+  // To be called before previews of that kind. For the first linear one through a VAE it makes the
+  // fit.
+  void preparePreview(PreviewKind kind, const Checkpoint& checkpoint);
+  // What a latent of the model looks like so far.
   Picture previewOf(const std::vector<float>& latent, PreviewKind kind,
                     const Checkpoint& checkpoint);
 

@@ -47,7 +47,8 @@ void SamplingJobs::join(std::shared_ptr<Job> job) {
     active->job->call = queue_.calls().enter({.images = images,
                                               .steps = steps,
                                               .rows = request.guidance == 1 ? steps : 2 * steps,
-                                              .caller = {}},
+                                              .caller = {},
+                                              .decoded = !request.latentOnly},
                                              steadySeconds());
   }
   if (active->job->call->turn == 0) active->job->call->turn = ++lastTurn_;
@@ -61,11 +62,21 @@ std::vector<SamplingJobs::Active*> SamplingJobs::all() const {
   return jobs;
 }
 
+template <typename Work>
+double SamplingJobs::aside(const Work& work) {
+  const double begin = steadySeconds();
+  work();
+  const double took = steadySeconds() - begin;
+  aside_ += took;
+  return took;
+}
+
 void SamplingJobs::advance() {
   const double begin = steadySeconds();
+  aside_ = 0;
   dropUnwanted();
   try {
-    model_.refresh();
+    aside([&] { model_.refresh(); });
   } catch (const std::exception&) {
     failAll(std::current_exception());
     return;
@@ -87,9 +98,10 @@ void SamplingJobs::advance() {
     failAll(std::current_exception());
     return;
   }
+  if (rows == 0) return;  // those who were given the lanes have failed
   queue_.calls().roundDone();
   for (Active* active : jobs) guarded(*active, [&] { report(*active); });
-  queue_.calls().turnDone(rows, steadySeconds() - begin);
+  queue_.calls().turnDone(rows, steadySeconds() - begin, aside_);
 }
 
 void SamplingJobs::failAll(const std::exception_ptr& error) {
@@ -236,8 +248,10 @@ void SamplingJobs::report(Active& active) {
 void SamplingJobs::preview(const Active& active, int64_t i) {
   Sampler& sampler = *model_.sampler;
   const Image& image = active.images[i];
-  Picture picture = model_.previewOf(sampler.prediction(image.lane), active.request().previewKind,
-                                     [&] { queue_.checkpoint(*active.job); });
+  const PreviewKind kind = active.request().previewKind;
+  const Checkpoint checkpoint = [&] { queue_.checkpoint(*active.job); };
+  aside([&] { model_.preparePreview(kind, checkpoint); });
+  Picture picture = model_.previewOf(sampler.prediction(image.lane), kind, checkpoint);
   JobEvent event;
   event.image = i;
   event.done = image.steps;
@@ -269,9 +283,9 @@ void SamplingJobs::finishImage(Active& active, int64_t i) {
               ErrorCode::NonFinite, "image ", i,
               " is not a number: the weights or the noise hold NaN, or the guidance is too large; "
               "output: 'latent' gives it as it is");
-    const double begin = steadySeconds();
-    const Picture picture = sampler.picture(latent, [&] { queue_.checkpoint(*active.job); });
-    const double took = steadySeconds() - begin;
+    Picture picture;
+    const double took =
+        aside([&] { picture = sampler.picture(latent, [&] { queue_.checkpoint(*active.job); }); });
     result.decodeSeconds += took;
     queue_.calls().decoded(took);
     result.height = picture.height;

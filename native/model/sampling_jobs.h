@@ -67,6 +67,9 @@ class SamplingJobs {
   LaneSpec laneSpec(const Active& active, int64_t i) const;
   void report(Active& active);
   void preview(const Active& active, int64_t i);
+  // Does `work` and returns how many seconds it took, which are no cost of a round.
+  template <typename Work>
+  double aside(const Work& work);
   void finishImage(Active& active, int64_t i);
   // Runs `work` for a job; the job leaves, and its lanes with it, when that fails or when all its
   // images are done.
@@ -77,6 +80,7 @@ class SamplingJobs {
   LoadedModel& model_;
   std::deque<std::unique_ptr<Active>> active_;
   uint64_t lastTurn_ = 0;
+  double aside_ = 0;  // seconds of this turn that are no cost of its round
 };
 
 }  // namespace dit

@@ -72,21 +72,26 @@ DIT_CASE("calls/queue") {
 DIT_CASE("calls/retry-after") {
   Calls calls;
   calls.configure(1, 3);
-  for (int i = 0; i < 50; i++) calls.turnDone(2, 0.5);
+  for (int i = 0; i < 50; i++) calls.turnDone(2, 0.5, 0);
   calls.admit(call(4), 100);
   // 4 images of 10 rounds of half a second; one of them has to go.
   EXPECT(near(*refused(calls, call(1)).retryAfter, 5), *refused(calls, call(1)).retryAfter);
+  calls.enter(call(4, 100, -1), 100);
+  EXPECT(near(*refused(calls, call(1)).retryAfter, 5), "what waits behind it is no reason");
 }
 
 DIT_CASE("calls/deadline") {
   Calls calls;
   calls.configure(2, std::nullopt);
   calls.leave(calls.admit(due(1e-6, call(1)), 100)->id);  // nothing is known yet
-  for (int i = 0; i < 50; i++) calls.turnDone(2, 0.2);
+  for (int i = 0; i < 50; i++) calls.turnDone(2, 0.9, 0.7);
   for (int i = 0; i < 50; i++) calls.decoded(0.5);
   // Alone: 10 rounds of 2 rows at 0.1 s, and the decoding.
   const Refusal never = refused(calls, due(2.4, call(1)));
   EXPECT(never.code() == ErrorCode::Deadline && !never.retryAfter, never.what());
+  CallRequest latent = due(2.1, call(1));
+  latent.decoded = false;
+  calls.leave(calls.admit(latent, 100)->id);
   const auto image = calls.admit(due(2.6, call(1)), 100);
   EXPECT(!calls.tooLate(*image, 100.5));
   EXPECT(calls.tooLate(*image, 100.8), "not even if all went much faster");
