@@ -164,8 +164,10 @@ function git(...args: string[]): string {
   return spawnSync('git', args, { cwd: root, encoding: 'utf8' }).stdout.trim()
 }
 
+const flags = process.argv.slice(2).filter((flag) => !/^--(write|note)/.test(flag))
+const command = ['npm run bench:load', ...(flags.length > 0 ? ['--', ...flags] : [])].join(' ')
 const head =
-  `\`npm run bench:load\`: dit-native/server in one process, autocannon and a client of random arrivals in another, ` +
+  `\`${command}\`: dit-native/server in one process, autocannon and a client of random arrivals in another, ` +
   `over loopback. “One at a time” is the same server that lets one request's image be made at a time, first come ` +
   `first served.\n\nCommit ${git('rev-parse', '--short', 'HEAD')}, ${new Date().toISOString().slice(0, 10)}, ${processor()}, ` +
   `${cores} threads, load average ${os.loadavg()[0]?.toFixed(2)} at the start.` +
