@@ -238,7 +238,7 @@ test('next: POST gives events, the last with the image', async () => {
   const expected = await demoImage('Bag', { steps: 12, guidance: 2, seed: 3 })
   assert.ok(Buffer.from(last.png, 'base64').equals(await expected.toPNG()))
 
-  for (const wrong of ['{', '{"label": "hat"}', 'null']) {
+  for (const wrong of ['{', '{"label": "hat"}', '{"label": [1, 2]}', 'null']) {
     const { status } = await POST(new Request(route, { method: 'POST', body: wrong }))
     assert.is(status, 400, wrong)
   }

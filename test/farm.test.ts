@@ -206,6 +206,8 @@ test('jobs that are cancelled, under way or waiting, end; others go on', async (
 })
 
 test('a wrong request fails at once, and says why', async () => {
+  const outside = await farm.submit({ label: 1 }, { id: '../outside' }).then(String, String)
+  assert.match(outside, /for the id of a job/)
   const job = await farm.submit({ label: 99, seed: 1 })
   assert.match(await failure(job), /a class from 0 to 9.*99 \(ERR_DIT_OPTION\)/)
 })

@@ -11,7 +11,11 @@ export const queueName = 'dit-images'
 export const connection = { url: process.env.REDIS_URL ?? 'redis://127.0.0.1:6379' }
 export const resultsFolder = process.env.RESULTS ?? 'results'
 
+/** Ids may come from elsewhere: none names a file outside of the folder. */
 export function resultFile(id) {
+  if (!/^[\w-]{1,100}$/.test(id)) {
+    throw new TypeError(`Expected letters, digits, _ and - for the id of a job but got ${id}`)
+  }
   return path.join(resultsFolder, `${id}.png`)
 }
 
@@ -29,7 +33,8 @@ export class Farm {
    * Asks for an image; resolves to its job. Giving the id makes asking again harmless: a job that is
    * there is not added twice.
    */
-  submit(image, { id = randomUUID(), priority } = {}) {
+  async submit(image, { id = randomUUID(), priority } = {}) {
+    resultFile(id) // throws for one that cannot be a name
     return this.#queue.add('image', image, {
       jobId: id,
       ...(priority !== undefined && { priority }), // BullMQ's: 1 comes first

@@ -79,9 +79,10 @@ function read(given: unknown): Wanted {
     label,
     seed,
     steps = 25,
-  } = (given ?? {}) as { label: string; seed?: number; steps?: number }
+  } = (given ?? {}) as { label?: unknown; seed?: number; steps?: number }
   const options = { steps: Math.min(steps, 250), guidance: 2, ...(seed !== undefined && { seed }) }
-  return { label: /^\d+$/.test(label) ? Number(label) : label, options }
+  const text = String(label) // one label: clients could send a list of any length, too
+  return { label: /^\d+$/.test(text) ? Number(text) : text, options }
 }
 
 async function base64(image: { toPNG(): Promise<Buffer> }): Promise<string> {
