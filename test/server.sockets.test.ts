@@ -194,6 +194,26 @@ test('one of two listeners leaves: it goes on', async () => {
   await dit.close()
 })
 
+test('listeners of one request are limited', async () => {
+  const dit = await slowModel()
+  const server = await listen(dit, { limits: { steps: 1000 } })
+  const body = { labels: 1, steps: 1000, sampler: 'ddpm', wait: false }
+  const { id, events } = (await (await ask(server.url, body)).json()) as Json
+  const leave = new AbortController()
+  const listeners = Array.from({ length: 16 }, () => {
+    return fetch(server.url + events, { signal: leave.signal })
+  })
+  assert.ok((await Promise.all(listeners)).every(({ status }) => status === 200))
+  const oneMore = await fetch(server.url + events)
+  assert.equal([oneMore.status, oneMore.headers.get('retry-after')], [429, '5'])
+  leave.abort()
+  await until('it is cancelled', () => dit.stats().cancelled === 1)
+  const end = await (await fetch(server.url + events)).text()
+  assert.match(end, 'nobody listened', id)
+  await server.close()
+  await dit.close()
+})
+
 test('a listener that does not read holds nothing up', async () => {
   const dit = await tinyModel()
   const server = await listen(dit, { limits: { steps: 1000 } })

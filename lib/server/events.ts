@@ -2,13 +2,15 @@
 
 import type { ServerResponse } from 'node:http'
 import type { FastifyInstance } from 'fastify'
-import { Abandoned } from './errors.js'
+import { Abandoned, HttpError } from './errors.js'
 import type { Job, JobEvent } from './jobs.js'
 import { cancelAnswers, errorAnswers, eventsAnswers } from './schemas.js'
 import { endSending, type Service } from './service.js'
 
 /** Something is written so often, so that proxies do not think that the connection is dead. */
 const heartbeatSeconds = 15
+/** Each is sent every preview: one caller's many connections would cost everybody's time. */
+const listenersPerJob = 16
 
 const idParams = {
   type: 'object',
@@ -29,11 +31,20 @@ export function addEvents(app: FastifyInstance, service: Service): void {
           'Watch images form, as server-sent events; when nobody listens any more, it is cancelled',
         tags: ['images'],
         params: idParams,
-        response: { ...eventsAnswers, ...errorAnswers.unauthorized, ...errorAnswers.missing },
+        response: {
+          ...eventsAnswers,
+          ...errorAnswers.unauthorized,
+          ...errorAnswers.missing,
+          ...errorAnswers.busy,
+        },
       },
     },
     (request, reply) => {
       const job = jobs.get(request.params.id, tokens.ownerOf(request))
+      if (job.listeners >= listenersPerJob) {
+        const message = `Expected at most ${listenersPerJob} listeners of one request`
+        throw new HttpError(429, 'ERR_DIT_BUSY', message, { retryAfter: 5 })
+      }
       reply.hijack()
       reply.raw.writeHead(200, {
         ...(reply.getHeaders() as Record<string, string>),

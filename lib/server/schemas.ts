@@ -50,18 +50,21 @@ const retryAfter = {
   headers: { 'Retry-After': { schema: integer, description: 'Seconds to wait.' } },
 }
 
+const busy = { 429: { ...json('Too much is asked for at once.', errorBody), ...retryAfter } }
+
 /** Answers that a route may give beside its own. @internal */
 export const errorAnswers = {
   wrong: { 400: json('The request is wrong; the message says what was expected.', errorBody) },
   unauthorized: { 401: json('The server asks for a token.', errorBody) },
   missing: { 404: json('There is no such thing, or no longer.', errorBody) },
+  busy,
   making: {
     400: json('A field is wrong; the message says what was expected.', errorBody),
     404: json('There is no such model.', errorBody),
     413: json('The body is too large.', errorBody),
     415: json('The body is no JSON.', errorBody),
     422: json('No class is called that; suggestions are near.', errorBody),
-    429: { ...json('Too much is asked for at once.', errorBody), ...retryAfter },
+    ...busy,
     500: json('It went wrong here.', errorBody),
     503: {
       ...json('It is being started or stopped, or cannot meet the deadline.', errorBody),
