@@ -37,7 +37,7 @@ export interface ModelStats {
   rounds: number
   /** Seconds spent on them and on decoding, in all. */
   busySeconds: number
-  /** Seconds of a round: a moving average. */
+  /** Seconds of a round, with its previews and without what comes beside it, like decoding: a moving average. */
   roundSeconds: number
   /** Seconds of one of its rows, of which a guided image has two: a moving average. */
   rowSeconds: number

@@ -30,11 +30,12 @@ class Share {
     for (;;) {
       if (waiting_.empty()) break;
       const size_t waits = next();
-      const auto holder = holderFor(waits);
+      const auto holder = holderFor(waits, [](size_t) { return true; });
       if (!holder) break;
       take(*holder);
       giveTo(waits);
     }
+    while (evenOutCalls()) continue;
     return given_;
   }
 
@@ -68,11 +69,34 @@ class Share {
     count(i, -1);
   }
 
+  bool before(size_t a, size_t b) const {
+    return std::tuple(lanesOf(a), at(a).turn, a) < std::tuple(lanesOf(b), at(b).turn, b);
+  }
+
   // Who is to have the next lane.
   size_t next() const {
-    return *std::min_element(waiting_.begin(), waiting_.end(), [&](size_t a, size_t b) {
-      return std::tuple(lanesOf(a), at(a).turn, a) < std::tuple(lanesOf(b), at(b).turn, b);
-    });
+    return *std::min_element(waiting_.begin(), waiting_.end(),
+                             [&](size_t a, size_t b) { return before(a, b); });
+  }
+
+  // A caller that gets no more lanes may still have too many of them in one of its calls. Gives one
+  // of them to another; false where that is nowhere so.
+  bool evenOutCalls() {
+    std::map<uint64_t, size_t> first;  // of each caller, of those who wait
+    for (const size_t i : waiting_) {
+      if (lanesOf(i).first == 0) continue;
+      const auto [found, fresh] = first.try_emplace(at(i).caller, i);
+      if (!fresh && before(i, found->second)) found->second = i;
+    }
+    for (const auto& entry : first) {
+      const size_t waits = entry.second;
+      const auto holder = holderFor(waits, [&](size_t i) { return at(i).caller == entry.first; });
+      if (!holder) continue;
+      take(*holder);
+      giveTo(waits);
+      return true;
+    }
+    return false;
   }
 
   // How many lanes more a holder's side has than that of who waits: of their callers, or of their
@@ -83,10 +107,11 @@ class Share {
                                                  : has.first - lacks.first;
   }
 
-  std::optional<size_t> holderFor(size_t waits) const {
-    const auto fair = victim([&](size_t i) { return excess(i, waits) >= 2; });
+  std::optional<size_t> holderFor(size_t waits, const std::function<bool(size_t)>& among) const {
+    const auto fair = victim([&](size_t i) { return among(i) && excess(i, waits) >= 2; });
     if (fair) return fair;
-    return victim([&](size_t i) { return excess(i, waits) >= 1 && at(i).held >= kLaneQuantum; });
+    return victim(
+        [&](size_t i) { return among(i) && excess(i, waits) >= 1 && at(i).held >= kLaneQuantum; });
   }
 
   // Who gives its lane up: of those that may, one whose caller and call have most lanes; that has

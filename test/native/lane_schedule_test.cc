@@ -134,6 +134,16 @@ DIT_CASE("lane-schedule/callers-share") {
   own.rounds(2);
   const uint64_t second = own.call(1, 10, 5);
   EXPECT(own.end(second) == 2 + 10);
+  // Nor does it where another caller is the next to get a lane: 2 and 1 are as equal as can be.
+  Rounds beside(test, 3);
+  const uint64_t first = beside.call(2, 1000, 5);
+  const uint64_t theirs = beside.call(3, 1000, 6);
+  beside.rounds(2);
+  EXPECT(beside.lanesOf(first) == 2 && beside.lanesOf(theirs) == 1);
+  const uint64_t late = beside.call(1, 10, 5);
+  beside.round();
+  EXPECT(beside.lanesOf(late) == 1 && beside.lanesOf(first) == 1 && beside.lanesOf(theirs) == 1);
+  EXPECT(beside.end(late) == 2 + 10);
 }
 
 DIT_CASE("lane-schedule/long-ones-take-turns") {
