@@ -151,16 +151,18 @@ test('JSON and nothing else, whatever the application around reads', async () =>
   own.removeAllContentTypeParsers()
   own.addContentTypeParser('application/json', { parseAs: 'buffer' }, async () => 'mine')
   own.addContentTypeParser('*', async () => ({ labels: 1, steps: 1 }))
+  own.setReplySerializer((data) => JSON.stringify({ wrapped: data }))
   own.post('/echo', async ({ body }) => ({ body }))
   await own.register(ditServer, { model: dit, prefix: '/pictures' })
   await own.ready()
-  assert.is((await post(own, '/pictures/v1/images', { labels: 1, steps: 1 })).status, 200)
+  const made = await post(own, '/pictures/v1/images', { labels: 1, steps: 1 })
+  assert.equal([made.status, made.json().images.length], [200, 1])
   const poisoned = '{"labels": 1, "__proto__": {"steps": 1}}'
   const json = { 'content-type': 'application/json' }
   assert.is((await post(own, '/pictures/v1/images', poisoned, json)).status, 400)
   const text = { 'content-type': 'text/plain' }
   assert.is((await post(own, '/pictures/v1/images', '{"labels": 1}', text)).status, 415)
-  assert.equal((await post(own, '/echo', {})).json(), { body: 'mine' })
+  assert.equal((await post(own, '/echo', {})).json(), { wrapped: { body: 'mine' } })
   await own.close()
 })
 

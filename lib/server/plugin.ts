@@ -56,6 +56,7 @@ export async function mount(app: FastifyInstance, service: Service): Promise<voi
   // more, and answers are written as they are.
   app.setValidatorCompiler(() => () => true)
   app.setSerializerCompiler(() => (data) => JSON.stringify(data))
+  app.setReplySerializer((data) => JSON.stringify(data)) // not the application's around
   app.setErrorHandler(sendError)
   service.metrics.watch(app)
   app.addHook('onSend', async (_, { raw }) => endSending(raw))
