@@ -5,11 +5,12 @@
 //
 // Beside it the dynamic shared memory, and the warps that fit on a multiprocessor with all of it, for
 // kernels that a run of dit_native_test on the emulator launches (DIT_SIMT_TRACE); '-' for others.
-import { execFileSync, spawnSync } from 'node:child_process'
+import { spawnSync } from 'node:child_process'
 import { existsSync, readFileSync, statSync } from 'node:fs'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
+import { demangle } from './cuda/sass.mjs'
 
 const root = fileURLToPath(new URL('..', import.meta.url)).replace(/\/$/, '')
 const { values } = parseArgs({
@@ -24,20 +25,6 @@ const limits = {
   sm_80: { registers: 65536, shared: 164 << 10, warps: 64 },
   sm_90: { registers: 65536, shared: 228 << 10, warps: 64 },
   sm_90a: { registers: 65536, shared: 228 << 10, warps: 64 },
-}
-
-function demangle(names) {
-  const plain = execFileSync('c++filt', { input: names.join('\n'), encoding: 'utf8' })
-  return plain.split('\n').map((name) => {
-    const short = name.replaceAll(/\(anonymous namespace\)::|dit::cuda::|dit::|^void /g, '')
-    let depth = 0
-    for (let i = 0; i < short.length; i++) {
-      if (short[i] === '<') depth++
-      if (short[i] === '>') depth--
-      if (short[i] === '(' && depth === 0) return short.slice(0, i)
-    }
-    return short
-  })
 }
 
 /** What ptxas says of the kernels of a source: { name, arch, registers, stack, spills }. */
