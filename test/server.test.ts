@@ -166,7 +166,7 @@ test('bodies that are no JSON, too large, or poisoned', async () => {
   assert.is(form.statusCode, 415)
   // What a page of another site could send without asking first.
   const simple = await send('{"labels":1}', { 'content-type': 'text/plain' })
-  assert.is(simple.statusCode, 400)
+  assert.is(simple.statusCode, 415)
 })
 
 test('OpenAI: the prompt names a class', async () => {
