@@ -64,8 +64,17 @@ function isInPackage(): boolean {
   return existsSync(file) && (requireFile(file) as { name?: string }).name === 'dit-native'
 }
 
+/**
+ * How often a thread that waits for the others looks before it sleeps. libgomp's own 300 000 times, some
+ * milliseconds, are the others' while they need the processor: beside other work an image took 20 to 50 times
+ * as long. So few cost 3 % of DiT-S/2's time on a processor that is all ours. libgomp reads it when it is
+ * loaded, from the process's environment, which a worker's `process.env` does not change.
+ */
+const spins = '1000'
+
 function load(): Binding {
   const file = nativeFile()
+  if (process.env.OMP_WAIT_POLICY === undefined) process.env.GOMP_SPINCOUNT ??= spins
   let loaded: Binding
   try {
     loaded = requireFile(file) as Binding

@@ -1,7 +1,7 @@
 // The ways in which programs load the package: in what order threads do, again and again, from
 // contexts of `vm`, out of a bundle; and what the binary asks of the runtime that loads it.
 // timeout: 180s
-import { execFileSync } from 'node:child_process'
+import { execFileSync, spawnSync } from 'node:child_process'
 import { readFileSync, writeFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import path from 'node:path'
@@ -235,6 +235,20 @@ test('the binary asks for Node-API 8 at most, and for no external buffers', () =
   // What it tells the runtime it needs.
   const manifest = JSON.parse(readFileSync(path.join(root, 'package.json'), 'utf8'))
   assert.equal(manifest.binary.napi_versions, [8])
+})
+
+test('threads that wait leave the processor soon, unless the environment says how', () => {
+  const spins = (env: NodeJS.ProcessEnv) => {
+    const { stderr } = spawnSync(
+      process.execPath,
+      ['-e', `require(${JSON.stringify(root)}).DiT.devices()`],
+      { encoding: 'utf8', env: { PATH: process.env.PATH, OMP_DISPLAY_ENV: 'verbose', ...env } },
+    )
+    return /GOMP_SPINCOUNT = '(\w+)'/.exec(stderr)?.[1]
+  }
+  assert.is(spins({}), '1000')
+  assert.is(spins({ GOMP_SPINCOUNT: '77' }), '77')
+  assert.is(spins({ OMP_WAIT_POLICY: 'passive' }), '0')
 })
 
 test.run()
