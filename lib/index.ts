@@ -38,6 +38,7 @@ export type {
   Output,
   Precision,
   PreviewOptions,
+  ProcessOptions,
   SampleOptions,
   SaveOptions,
   Seed,

@@ -137,12 +137,12 @@ export interface CreateOptions extends DeviceOptions, BatchOptions {
 export type Output = 'image' | 'latent'
 
 /**
- * Options of `dit.sample` and `dit.stream`.
+ * How an image is made: what it follows from, together with its label, its seed and the model.
  *
  * @example
- * const images = await dit.sample([207, 360], { sampler: 'ddpm', guidance: 1.5, seed: 7 })
+ * const process: ProcessOptions = { sampler: 'ddim', steps: 50, guidance: 1.5 }
  */
-export interface SampleOptions<Wanted extends Output = 'image'> {
+export interface ProcessOptions {
   /**
    * `'dpm++'`, the default: DPM-Solver++(2M) (Lu et al. 2022). `'ddim'`: Song et al. 2021. `'ddpm'`:
    * ancestral sampling (Ho et al. 2020), with the learned variance where the model has one.
@@ -168,6 +168,27 @@ export interface SampleOptions<Wanted extends Output = 'image'> {
   guidanceChannels?: number | 'all'
   /** The part of the process that is guided, in t/T. Default `[0, 1]`. */
   guidanceInterval?: readonly [from: number, to: number]
+}
+
+/** The names of `ProcessOptions`. @internal */
+export const processOptions = [
+  'sampler',
+  'steps',
+  'spacing',
+  'eta',
+  'clip',
+  'guidance',
+  'guidanceChannels',
+  'guidanceInterval',
+] as const satisfies readonly (keyof ProcessOptions)[]
+
+/**
+ * Options of `dit.sample` and `dit.stream`.
+ *
+ * @example
+ * const images = await dit.sample([207, 360], { sampler: 'ddpm', guidance: 1.5, seed: 7 })
+ */
+export interface SampleOptions<Wanted extends Output = 'image'> extends ProcessOptions {
   /** Image i of the call has seed `seed + i`. Default: random; `image.seed` tells it. */
   seed?: Seed
   /** One seed per image, instead of `seed`. */

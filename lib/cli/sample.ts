@@ -4,7 +4,7 @@ import { Option } from 'commander'
 import type { DiT } from '../dit.js'
 import { DiTError } from '../errors.js'
 import type { ImagesEvent } from '../events.js'
-import type { SampleOptions } from '../options.js'
+import { type ProcessOptions, processOptions, type SampleOptions } from '../options.js'
 import {
   addDeviceOptions,
   addSourceOptions,
@@ -26,18 +26,13 @@ export type SampleFlags = CommonFlags &
   SourceFlags &
   DeviceFlags &
   SetFlags &
-  Pick<
-    SampleOptions,
-    | 'sampler'
-    | 'steps'
-    | 'spacing'
-    | 'eta'
-    | 'clip'
-    | 'guidance'
-    | 'guidanceChannels'
-    | 'guidanceInterval'
-    | 'seed'
-  > & { model: string; labels?: (number | string)[]; out: string; columns?: number }
+  ProcessOptions &
+  Pick<SampleOptions, 'seed'> & {
+    model: string
+    labels?: (number | string)[]
+    out: string
+    columns?: number
+  }
 
 export function sampleCommand(context: Context) {
   const command = newCommand('sample', 'make images with a model')
@@ -135,8 +130,7 @@ async function makeImages(
   progress: Progress,
 ): Promise<ImagesEvent> {
   const events = dit.stream(flags.labels, {
-    ...pick(flags, 'sampler', 'steps', 'spacing', 'eta', 'clip', 'seed'),
-    ...pick(flags, 'guidance', 'guidanceChannels', 'guidanceInterval'),
+    ...pick(flags, ...processOptions, 'seed'),
     signal,
   })
   for await (const event of events) {

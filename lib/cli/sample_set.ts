@@ -1,6 +1,7 @@
 // `dit sample --count`: many images in one file, for evaluators.
 
 import { DiTError, invalidOption } from '../errors.js'
+import { processOptions } from '../options.js'
 import type { SampleSetOptions } from '../samples/facts.js'
 import { type SampleSetResult, sampleSet } from '../samples/set.js'
 import { type Context, pick, withModel } from './command.js'
@@ -47,8 +48,7 @@ function setOptions(flags: SampleFlags, count: number): SampleSetOptions {
   if (!out.endsWith('.npz')) throw invalidOption('--out', 'a name that ends in .npz', out)
   const chosen = randomLabels ? ('random' as const) : labels
   return {
-    ...pick(flags, 'sampler', 'steps', 'spacing', 'eta', 'clip', 'seed', 'shard'),
-    ...pick(flags, 'guidance', 'guidanceChannels', 'guidanceInterval'),
+    ...pick(flags, ...processOptions, 'seed', 'shard'),
     ...(chosen && { labels: chosen }),
     out,
     count,

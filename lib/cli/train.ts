@@ -67,7 +67,7 @@ export function trainCommand(context: Context): Command {
     .option('--epochs <x>', 'instead of --steps: how often every image is seen', values.number)
     .option(
       '--resume [checkpoint]',
-      'go on from the last checkpoint in --out, or from this one; what is not given is as it was',
+      'go on from the last checkpoint in --out, or from this one; what is not given is as it was, but for --vae',
     )
     .option('--allow-changes <names>', 'options that may differ then: lr,data', values.names)
   addOptimiserOptions(command)

@@ -81,18 +81,7 @@ export interface SampleSetProgress {
  * @example
  * const options: SampleSetOptions = { out: 'owls.npz', count: 1000, labels: ['owl'], steps: 50, seed: 1 }
  */
-export interface SampleSetOptions
-  extends Pick<
-    options.SampleOptions,
-    | 'sampler'
-    | 'steps'
-    | 'spacing'
-    | 'eta'
-    | 'clip'
-    | 'guidance'
-    | 'guidanceChannels'
-    | 'guidanceInterval'
-  > {
+export interface SampleSetOptions extends options.ProcessOptions {
   /** The file: a name that ends in .npz. Unfinished parts lie in a folder beside it. */
   out: string
   /** Images in all. */
@@ -116,12 +105,9 @@ const isShard = (value: unknown) =>
   options.isPair(value, (item) => options.isInteger(item, 1, 1 << 20)) &&
   (value as [number, number])[0] <= (value as [number, number])[1]
 
-const { sampler, steps, spacing, eta, clip, guidance, guidanceChannels, guidanceInterval } =
-  options.sampleSchema.entries
-
 /** @internal */
 export const sampleSetSchema = v.strictObject({
-  ...{ sampler, steps, spacing, eta, clip, guidance, guidanceChannels, guidanceInterval },
+  ...v.pick(options.sampleSchema, options.processOptions).entries,
   out: options.is<string>(
     'a name that ends in .npz',
     (value) => typeof value === 'string' && /[^/]\.npz$/.test(value),

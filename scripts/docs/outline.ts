@@ -47,6 +47,7 @@ export const outline: Record<string, readonly Page[]> = {
       names: [
         'Label',
         'SampleOptions',
+        'ProcessOptions',
         'PreviewOptions',
         'Seed',
         'Output',
