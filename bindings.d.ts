@@ -251,7 +251,6 @@ export interface DeviceInfo {
   computeCapability: string // of a GPU, '9.0'
   precisions: Precision[]
   memoryBytes: number
-  threads: number // of the CPU
 }
 
 export function cpuDevice(): DeviceInfo

@@ -32,7 +32,6 @@ export function noCuda(problem: string): NativeDevice {
     computeCapability: '',
     precisions: [],
     memoryBytes: 0,
-    threads: 0,
   }
 }
 

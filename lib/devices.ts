@@ -4,6 +4,7 @@ import { existsSync } from 'node:fs'
 import path from 'node:path'
 import type { DeviceInfo as NativeDevice } from '../bindings.js'
 import { noCuda, probeCuda } from './cuda_probe.js'
+import { usableProcessors } from './doctor/machine.js'
 import { DiTError, show } from './errors.js'
 import { native, nativeFile } from './native.js'
 import type { BatchOptions, Device, DeviceOptions, Precision } from './options.js'
@@ -22,7 +23,7 @@ export type DeviceInfo =
       precisions: Precision[]
       /** Of the machine in all; a container may be allowed less. */
       memoryBytes: number
-      /** Cores. */
+      /** Cores that this process may use. */
       threads: number
     }
   | {
@@ -48,8 +49,8 @@ export type DeviceInfo =
 
 /** @internal */
 export async function listDevices(): Promise<DeviceInfo[]> {
-  const { name, kernels: isa, precisions, memoryBytes, threads } = native().cpuDevice()
-  const details = { name, isa, precisions, memoryBytes, threads }
+  const { name, kernels: isa, precisions, memoryBytes } = native().cpuDevice()
+  const details = { name, isa, precisions, memoryBytes, threads: usableProcessors() }
   return [{ device: 'cpu', available: true, ...details }, ...(await probedCuda()).map(publicCuda)]
 }
 

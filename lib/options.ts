@@ -35,7 +35,10 @@ export interface DeviceOptions {
   device?: Device
   /** Default: bf16 where the device has it, as every GPU does, else fp32. `'tf32'`: GPUs only. */
   precision?: Precision
-  /** Processor threads, of all models together. Default 0: as many as there are cores. */
+  /**
+   * Processor threads, of all models together. Default 0: as many as there are cores, or as a container's
+   * limit gives time for.
+   */
   threads?: number
   /** Stops the work; the call rejects with `signal.reason`. */
   signal?: AbortSignal

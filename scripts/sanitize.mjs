@@ -36,6 +36,7 @@ const files = [
   'sampling',
   'save',
   'train.parts',
+  'trainer',
   'workers',
 ]
 // Kernels at -O1 with checks in them take ten to thirty times as long.

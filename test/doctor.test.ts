@@ -11,10 +11,11 @@ import {
   type Diagnosis,
   diagnose,
   gpuProblems,
-  limitProblems,
+  memoryProblems,
   nodeProblems,
 } from '../lib/doctor/doctor.js'
-import { limitFacts, nvidiaFacts } from '../lib/doctor/machine.js'
+import { limitFacts, nvidiaFacts, usableProcessors } from '../lib/doctor/machine.js'
+import { describeFresh } from '../lib/loading.js'
 import { nativeFile } from '../lib/native.js'
 import { dit } from './helpers/cli.js'
 import { temporaryFolder } from './helpers/files.js'
@@ -313,14 +314,20 @@ test('the limits of a container are those of its control group and all around it
   const none = limitFacts(folderWith({}))
   assert.equal([none.cpuLimit, none.memoryLimit], [null, null])
 
-  const small = { ...limits, processors: 8, memory: 64e9, memoryLimit: 1e9 }
   assert.equal(
-    limitProblems(small).map(
-      ({ severity, advice }) => `${severity}: ${advice.split(/[.(]/)[0]?.trim()}`,
-    ),
-    ['warning: Load models with threads: 1', 'warning: Smaller models fit'],
+    memoryProblems({ ...limits, memory: 64e9, memoryLimit: 1e9 }).map(({ advice }) => advice),
+    ['Smaller models fit. Give the container or the machine more for larger ones'],
   )
-  assert.equal(limitProblems({ ...none, cpuLimit: none.processors, memory: 64e9 }), [])
+  assert.equal(memoryProblems({ ...none, memory: 64e9 }), [])
+})
+
+test('a model has no more threads than its container may use processors', async () => {
+  const threads = (processors: number, cpuLimit: number | null) =>
+    usableProcessors({ ...limitFacts(), processors, cpuLimit })
+  assert.equal([threads(8, null), threads(8, 2.5), threads(2, 8), threads(8, 0.5)], [8, 2, 2, 1])
+  const { spec } = await describeFresh('DiT-S/8', { device: 'cpu' })
+  assert.is(spec.threads, usableProcessors())
+  assert.is((await describeFresh('DiT-S/8', { device: 'cpu', threads: 5 })).spec.threads, 5)
 })
 
 test('NVIDIA cards and drivers are seen without asking the driver', () => {

@@ -74,7 +74,11 @@ export function addPlaceOptions(command: Command): Command {
         'bf16',
       ]),
     )
-    .option('--threads <n>', 'processor threads, 0: all cores', values.integer(0, 4096))
+    .option(
+      '--threads <n>',
+      'processor threads; default: all cores, or what a container may use',
+      values.integer(0, 4096),
+    )
 }
 
 export function addDeviceOptions(command: Command): Command {

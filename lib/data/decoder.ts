@@ -1,8 +1,8 @@
 // The decoding threads.
 
-import { availableParallelism } from 'node:os'
 import path from 'node:path'
 import { Piscina } from 'piscina'
+import { usableProcessors } from '../doctor/machine.js'
 import { DiTError, invalidOption } from '../errors.js'
 import { modulesFolder } from '../root.cjs'
 import type { Decoded, DecodeTask, Listing } from './worker.js'
@@ -20,7 +20,7 @@ export class Decoder {
     if (!Number.isInteger(workers) || workers < 0 || workers > 256) {
       throw invalidOption('workers', 'an integer from 0 to 256', workers)
     }
-    this.workers = workers || Math.min(availableParallelism(), maxDefaultWorkers)
+    this.workers = workers || Math.min(usableProcessors(), maxDefaultWorkers)
   }
 
   decode(task: DecodeTask): Promise<Decoded> {

@@ -82,7 +82,7 @@ export async function diagnose({ binary, signal }: Subject = {}): Promise<Diagno
   const system = systemFacts()
   const limits = limitFacts()
   const nvidia = nvidiaFacts()
-  const problems: Problem[] = [...nodeProblems(system, manifest), ...limitProblems(limits)]
+  const problems: Problem[] = [...nodeProblems(system, manifest), ...memoryProblems(limits)]
   const native = await findBinary(binary, manifest, system)
   problems.push(...native.problems)
   const devices: DeviceInfo[] = []
@@ -138,34 +138,16 @@ export function nodeProblems(
 const usualMemory = 2.5e9
 
 /** @internal */
-export function limitProblems({
-  processors,
-  cpuLimit,
-  memory,
-  memoryLimit,
-}: LimitFacts): Problem[] {
-  const problems: Problem[] = []
-  if (cpuLimit !== null && cpuLimit < processors) {
-    const threads = Math.max(1, Math.floor(cpuLimit))
-    problems.push({
-      severity: 'warning',
-      problem: `This container may use ${rounded(cpuLimit)} processors, but sees ${processors}: as many threads would wait for one another`,
-      advice: `Load models with threads: ${threads} (dit: --threads ${threads})`,
-    })
-  }
+export function memoryProblems({ memory, memoryLimit }: LimitFacts): Problem[] {
   const bytes = Math.min(memory, memoryLimit ?? Number.POSITIVE_INFINITY)
-  if (bytes < usualMemory) {
-    problems.push({
+  if (bytes >= usualMemory) return []
+  return [
+    {
       severity: 'warning',
-      problem: `There are ${rounded(bytes / 1e9)} GB of memory; DiT-XL/2 with its VAE needs 2.5 GB`,
+      problem: `There are ${(bytes / 1e9).toFixed(1)} GB of memory; DiT-XL/2 with its VAE needs 2.5 GB`,
       advice: 'Smaller models fit. Give the container or the machine more for larger ones',
-    })
-  }
-  return problems
-}
-
-function rounded(value: number): string {
-  return String(Math.round(value * 10) / 10)
+    },
+  ]
 }
 
 interface Native {

@@ -28,7 +28,7 @@ export interface SystemFacts {
 
 /** What this process may use of the machine. */
 export interface LimitFacts {
-  /** Processors that this process may run on: the threads of a model, without the option `threads`. */
+  /** Processors that this process may run on. */
   processors: number
   /** Processors' worth of time that the control group (a container's limit) gives; null: no limit. */
   cpuLimit: number | null
@@ -74,6 +74,16 @@ export function limitFacts(root = '/'): LimitFacts {
     memoryAvailable: available === undefined ? os.freemem() : 1024 * Number(available),
     memoryLimit: smallest(controlGroups(root, 'memory').map(memoryLimit)),
   }
+}
+
+/**
+ * How many threads find a processor: as many as this process may run on, and no more than its control
+ * group gives time for. More would be stopped in turns, and those that are not would wait for them.
+ *
+ * @internal
+ */
+export function usableProcessors({ processors, cpuLimit } = limitFacts()): number {
+  return Math.max(1, Math.min(processors, Math.floor(cpuLimit ?? processors)))
 }
 
 /**

@@ -161,7 +161,6 @@ Napi::Object fromDevice(Napi::Env env, const DeviceInfo& device) {
   object["computeCapability"] = device.computeCapability;
   object["precisions"] = precisions;
   object["memoryBytes"] = number(device.memoryBytes);
-  object["threads"] = device.threads;
   return object;
 }
 

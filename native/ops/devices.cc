@@ -10,7 +10,6 @@
 
 #include "core/rng.h"
 #include "cpu/kernels.h"
-#include "cpu/parallel.h"
 #include "ops/backend.h"
 #include "ops/cuda_client.h"
 
@@ -40,7 +39,6 @@ DeviceInfo cpuDevice() {
   std::copy_if(kPrecisions.begin(), kPrecisions.end(), std::back_inserter(cpu.precisions),
                [&](Precision precision) { return backend->supports(precision); });
   cpu.memoryBytes = int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGESIZE);
-  cpu.threads = cpu::threads();
   return cpu;
 }
 

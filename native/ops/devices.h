@@ -19,7 +19,6 @@ struct DeviceInfo {
   std::string computeCapability;  // of a GPU, "9.0"
   std::vector<Precision> precisions;
   int64_t memoryBytes = 0;
-  int threads = 0;  // of the CPU: that work may use at most
 };
 
 DeviceInfo cpuDevice();
