@@ -124,7 +124,6 @@ export interface TrainerRequest {
   eps: number
   weightDecay: number
   decayAll: boolean // biases and tables too
-  emaDecay: number
   checkpointEvery: number // 0: keep all activations; k: replay k blocks at once
   microBatch: number // 0: as many rows as fit
   memoryLimit: number // bytes; 0: what is free
@@ -156,6 +155,7 @@ export interface AccumulateRequest {
 
 export interface ApplyRequest {
   lr: number
+  emaDecay: number
   clipNorm: number // 0: never
   skipAbove: number // 0: never
 }

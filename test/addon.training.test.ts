@@ -26,7 +26,6 @@ const trainerRequest: TrainerRequest = {
   eps: 1e-8,
   weightDecay: 0,
   decayAll: false,
-  emaDecay: 0.5,
   checkpointEvery: 0,
   microBatch: 2,
   memoryLimit: 0,
@@ -46,7 +45,7 @@ const accumulateRequest: AccumulateRequest = {
   noise: null,
   drop: null,
 }
-const applyRequest: ApplyRequest = { lr: 1e-2, clipNorm: 0, skipAbove: 0 }
+const applyRequest: ApplyRequest = { lr: 1e-2, emaDecay: 0.5, clipNorm: 0, skipAbove: 0 }
 const saveRequest: SaveRequest = {
   path: '/nowhere',
   header: new Uint8Array(),

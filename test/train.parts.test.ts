@@ -34,7 +34,7 @@ import {
 } from '../lib/train/options.js'
 import { toRows } from '../lib/train/rows.js'
 import { RunFolder } from '../lib/train/run_folder.js'
-import { learningRate } from '../lib/train/schedules.js'
+import { averaging, learningRate } from '../lib/train/schedules.js'
 import { UsualNorm } from '../lib/train/spikes.js'
 import { checkUnchanged, newState, type TrainedModel } from '../lib/train/state.js'
 import { Trainer } from '../lib/train/trainer.js'
@@ -83,6 +83,17 @@ test('the warm-up is 5 % of the steps, at most 10 000', () => {
   assert.is(warmup({ schedule: 'linear', warmup: 3 }), 3)
 })
 
+test('the average is that of the last tenth of the steps, until its decay is reached', () => {
+  const kept = (options: TrainOptions, step: number) => averaging(settings(options), step)
+  assert.equal(
+    [1, 2, 90, 80_000, 1e6].map((step) => kept({}, step)),
+    [2 / 11, 3 / 12, 91 / 100, 80_001 / 80_010, 0.9999],
+  )
+  assert.is(kept({ emaDecay: 0.5 }, 7), 8 / 17)
+  assert.is(kept({ emaDecay: 0.5 }, 9), 0.5)
+  assert.is(kept({ emaWarmup: false }, 1), 0.9999)
+})
+
 // ---- spikes ----
 
 test('what is usual is the median of the last 100 norms', () => {
@@ -116,6 +127,7 @@ test('defaults', () => {
     betas: [0.9, 0.999],
     eps: 1e-8,
     emaDecay: 0.9999,
+    emaWarmup: true,
     clipNorm: 1,
     loss: 'hybrid',
     labelDropout: 0.1,

@@ -1,6 +1,6 @@
 // dit.trainer: what a step computes, what it refuses, saving and going on, unsound batches.
 // timeout: 120s
-import { readdirSync } from 'node:fs'
+import { readdirSync, readFileSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
@@ -9,6 +9,13 @@ import { rejects, temporaryFolder } from './helpers/files.js'
 import { collect, quick, rows, some, tiny, tinyModel, weights } from './helpers/training.js'
 
 const mean = (values: number[]) => values.reduce((sum, value) => sum + value, 0) / values.length
+
+/** All numbers of a part of a checkpoint, in the order of its file. */
+function numbers(checkpoint: string, part: 'model' | 'ema'): Float32Array {
+  const file = readFileSync(path.join(checkpoint, `${part}.safetensors`))
+  const begin = 8 + Number(file.readBigUInt64LE()) // after the header
+  return new Float32Array(file.buffer.slice(file.byteOffset + begin, file.byteOffset + file.length))
+}
 
 test('trainer.step: the loss falls', async () => {
   await using dit = await tinyModel()
@@ -184,6 +191,29 @@ test('a model that came in bf16 is saved in fp32 once it was trained', async () 
   const request = { x: rows(0, 2).x, t: 100, y: [0, 1] }
   await using saved = await DiT.load(wide as string, { precision: 'fp32', threads: 1 })
   assert.equal(await saved.denoise(request), await dit.denoise(request))
+})
+
+test('the averaged weights: a share of what they were, the rest of the new ones', async () => {
+  for (const emaWarmup of [undefined, false]) {
+    await using dit = await tinyModel()
+    const options = { ...quick, lr: 0.1, ...(emaWarmup === false && { emaWarmup }) }
+    await using trainer = await dit.trainer(options)
+    const folder = path.join(temporaryFolder(), 'checkpoint')
+    let before: Float32Array | undefined
+    for (let step = 1; step <= 3; step++) {
+      await trainer.step(rows(8 * step, 8))
+      await trainer.save(folder)
+      const [model, ema] = [numbers(folder, 'model'), numbers(folder, 'ema')]
+      const kept = emaWarmup === false ? 0.9 : (1 + step) / (10 + step)
+      if (before) {
+        for (const [i, was] of before.entries()) {
+          const want = kept * was + (1 - kept) * (model[i] as number)
+          assert.ok(Math.abs((ema[i] as number) - want) < 1e-6, `${i}: ${ema[i]}, not ${want}`)
+        }
+      }
+      before = ema
+    }
+  }
 })
 
 test('weight decay: matrices alone, or all with decayAll', async () => {

@@ -128,6 +128,11 @@ function addOptimiserOptions(command: Command): void {
     .option('--betas <a,b>', 'of AdamW; default: 0.9,0.999', values.pair)
     .option('--eps <x>', 'of AdamW; default: 1e-8', values.number)
     .option('--ema-decay <x>', 'of the averaged weights; default: 0.9999', values.number)
+    .option(
+      '--ema-warmup',
+      'average over the last tenth of the steps until that decay is reached; the default',
+    )
+    .option('--no-ema-warmup', 'with that decay from the first step on')
     .option('--clip-norm <x>', 'of the gradient, 0: never; default: 1', values.number)
     .addOption(
       new Option('--loss <name>', 'default: hybrid where the model learns sigma').choices([

@@ -64,10 +64,15 @@ export interface TrainerOptions {
   /** What AdamW adds to the root of the second moment. Default 1e-8. */
   eps?: number
   /**
-   * Share of the averaged weights that stays in each step. Default 0.9999; less for trainings of few
-   * steps, since the average has forgotten the beginning only after some 3 / (1 - emaDecay) steps.
+   * Share of the averaged weights, which are sampled and saved, that stays in each step. Default 0.9999.
    */
   emaDecay?: number
+  /**
+   * Averages over fewer steps at first: step n keeps min(emaDecay, (1 + n) / (10 + n)), so that short
+   * trainings, too, forget the random weights they began with. Default true. False: `emaDecay` throughout,
+   * as in the paper; then the beginning fades in some 3 / (1 - emaDecay) steps.
+   */
+  emaWarmup?: boolean
   /** Larger gradients are scaled down to this norm. Default 1; 0: never, as in the paper. */
   clipNorm?: number
   /**
@@ -206,6 +211,7 @@ const trainerEntries = {
     ),
   ),
   emaDecay: v.optional(is<number>('a number from 0 to 1', (value) => isBetween(value, 0, 1))),
+  emaWarmup: v.optional(flag),
   clipNorm: v.optional(notNegative),
   loss: v.optional(oneOf('hybrid', 'mse')),
   labelDropout: v.optional(is<number>('a number from 0 to 1', (value) => isBetween(value, 0, 1))),
@@ -322,6 +328,7 @@ export interface TrainingSettings {
   betas: [number, number]
   eps: number
   emaDecay: number
+  emaWarmup: boolean
   clipNorm: number
   loss: 'hybrid' | 'mse'
   labelDropout: number
@@ -364,6 +371,7 @@ export function resolveSettings(
     betas: [...(given.betas ?? stored?.betas ?? ([0.9, 0.999] as const))],
     eps: given.eps ?? stored?.eps ?? 1e-8,
     emaDecay: given.emaDecay ?? stored?.emaDecay ?? 0.9999,
+    emaWarmup: given.emaWarmup ?? stored?.emaWarmup ?? true,
     clipNorm: given.clipNorm ?? stored?.clipNorm ?? 1,
     loss: given.loss ?? stored?.loss ?? (config.learnSigma ? 'hybrid' : 'mse'),
     labelDropout: given.labelDropout ?? stored?.labelDropout ?? (config.nullClass ? 0.1 : 0),

@@ -27,6 +27,7 @@ const settingsSchema = v.object({
   betas: v.strictTuple([number, number]),
   eps: number,
   emaDecay: number,
+  emaWarmup: v.optional(v.boolean(), false),
   clipNorm: number,
   loss: v.picklist(['hybrid', 'mse']),
   labelDropout: number,

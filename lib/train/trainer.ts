@@ -9,7 +9,7 @@ import { jobRanges } from '../sampling.js'
 import { checkTensor, type Tensor } from '../tensor.js'
 import { readState, readTensors, writeCheckpoint } from './checkpoint.js'
 import { resolveSettings, type TrainingSettings, type TrainOptions } from './options.js'
-import { learningRate } from './schedules.js'
+import { averaging, learningRate } from './schedules.js'
 import { UsualNorm } from './spikes.js'
 import { checkUnchanged, newState, type TrainedModel, type TrainerState } from './state.js'
 
@@ -302,9 +302,11 @@ export class Trainer {
       const settings = this.#settings
       const rate = learningRate(settings, this.#given.schedule, this.#step + 1)
       const lr = rate * this.#lrFactor
+      const emaDecay = averaging(settings, this.#step + 1)
       const { clipNorm, spikeFactor } = settings
       const skipAbove = spikeFactor === 0 ? 0 : this.#norms.limit(spikeFactor)
-      const { step: result } = await engine.run((model) => model.apply({ lr, clipNorm, skipAbove }))
+      const request = { lr, emaDecay, clipNorm, skipAbove }
+      const { step: result } = await engine.run((model) => model.apply(request))
       if (result === null) throw new DiTError('ERR_DIT_INTERNAL', 'the step gave no result')
       if (result.outcome === 'applied') {
         this.#step = result.step
@@ -458,7 +460,6 @@ async function begin(
     eps: settings.eps,
     weightDecay: settings.weightDecay,
     decayAll: settings.decayAll,
-    emaDecay: settings.emaDecay,
     checkpointEvery: Math.min(settings.checkpointEvery, model.config.depth),
     microBatch: batchSize === 'auto' ? 0 : Math.min(batchSize, globalBatch),
     memoryLimit: settings.memoryLimit,

@@ -173,7 +173,6 @@ TrainerRequest toTrainerRequest(const Napi::Value& value) {
                      .eps = single(fields, "eps"),
                      .weightDecay = single(fields, "weightDecay"),
                      .decayAll = fields.flag("decayAll"),
-                     .emaDecay = single(fields, "emaDecay"),
                      .checkpointing = {.every = fields.count("checkpointEvery")},
                      .microBatch = fields.count("microBatch"),
                      .memoryLimit = static_cast<size_t>(fields.count("memoryLimit")),
@@ -206,6 +205,7 @@ AccumulateRequest toAccumulateRequest(const Napi::Value& value) {
 ApplyRequest toApplyRequest(const Napi::Value& value) {
   const Fields fields(value, "ApplyRequest");
   return {.options = {.lr = single(fields, "lr"),
+                      .emaDecay = single(fields, "emaDecay"),
                       .clipNorm = single(fields, "clipNorm"),
                       .skipAbove = single(fields, "skipAbove")}};
 }

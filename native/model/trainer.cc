@@ -366,7 +366,7 @@ class Trainer::State {
                 .beta2 = options_.beta2,
                 .eps = options_.eps,
                 .weightDecay = options_.weightDecay,
-                .emaDecay = options_.emaDecay,
+                .emaDecay = options.emaDecay,
                 .gradScale = clips ? static_cast<float>(options.clipNorm / gradNorm) : 1.0f,
                 .step = step_ + 1});
     parameters_.changed();

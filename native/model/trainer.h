@@ -29,7 +29,6 @@ struct TrainerOptions {
   float labelDropout = 0.1f;  // labels replaced by the null class
   float beta1 = 0.9f, beta2 = 0.999f, eps = 1e-8f, weightDecay = 0;
   bool decayAll = false;  // weight decay on biases and tables too
-  float emaDecay = 0.9999f;
   CheckpointPolicy checkpointing;
   int64_t microBatch = 0;     // rows at once; 0: as many as fit into `memoryLimit`
   size_t memoryLimit = 0;     // bytes for parameters, optimiser and activations; 0: what is free
@@ -67,6 +66,7 @@ enum class StepOutcome : uint8_t {
 
 struct ApplyOptions {
   float lr = 1e-4f;
+  float emaDecay = 0.9999f;
   float clipNorm = 0;   // larger gradients are scaled to this norm; 0: never
   float skipAbove = 0;  // steps with a larger norm are skipped; 0: never
 };

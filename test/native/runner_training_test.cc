@@ -16,7 +16,6 @@ constexpr int64_t kRows = 8, kCount = 4 * 8 * 8;  // numbers of a latent of micr
 TrainerRequest trainerRequest() {
   TrainerRequest request;
   request.options.seed = 11;
-  request.options.emaDecay = 0.5f;
   request.options.microBatch = 3;
   request.options.globalBatch = kRows;
   return request;
@@ -64,7 +63,7 @@ std::vector<TensorSource> sources(const std::string& file) {
   return tensors;
 }
 
-const ApplyRequest kApply{{.lr = 1e-2f}};
+const ApplyRequest kApply{{.lr = 1e-2f, .emaDecay = 0.5f}};
 
 using Part = SaveRequest::Part;
 constexpr Part kState[] = {Part::Model, Part::Ema, Part::FirstMoment, Part::SecondMoment};

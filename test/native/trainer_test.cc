@@ -161,7 +161,6 @@ DIT_CASES(adamWCases) {
         TrainerOptions options = four();
         options.weightDecay = decays ? 0.01f : 0;
         options.decayAll = true;  // as PyTorch does without parameter groups
-        options.emaDecay = emaDecay;
         Training training(test.ops(), "micro24", options);
         int checked = 0;
         const auto check = [&](const std::string& prefix, WeightSource& source) {
@@ -212,7 +211,7 @@ DIT_CASES(adamWCases) {
         for (int step = 1; step <= 3; step++) {
           const std::string prefix = detail::concat("step", step, ".");
           training.trainer.accumulate(FixtureRows(file, prefix).rows(), {});
-          const StepResult result = training.trainer.apply({.lr = 1e-3f});
+          const StepResult result = training.trainer.apply({.lr = 1e-3f, .emaDecay = emaDecay});
           EXPECT(result.outcome == StepOutcome::Applied && result.step == step);
           const double want = *file.at(prefix + "loss").as<float>();
           EXPECT(std::abs(result.loss - want) <= 6e-6 * std::abs(want), result.loss, " ", want);
