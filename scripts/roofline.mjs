@@ -344,8 +344,8 @@ function operations(list) {
 /** Rows of bench/KERNELS.md for the kernels that decide: registers, shared memory, warps. */
 function occupancy() {
   const wanted = [
-    /hopper::gemmKernel<192, 2, false, false, hopper::Whole<ForwardEpilogue/,
-    /hopper::gemmKernel<192, 2, (false|true), true/,
+    /hopper::gemmKernel<hopper::GemmShape<128, 192, 2, 8, 1, false>, false, false, hopper::Whole<ForwardEpilogue/,
+    /hopper::gemmKernel<hopper::GemmShape<128, 192, 2, 8, 1, false>, (false|true), true/,
     /hopper::attentionKernel<72>/,
     /^attentionBackwardKernel<AttentionShape<Bf16Product, (72|64),/,
     /^attentionKernel<AttentionShape<Bf16Product, 128, 4,/,

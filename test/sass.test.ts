@@ -42,7 +42,7 @@ const products = (last: string, waits: string) => [
   last,
 ]
 const gemm = (loop: string[]) =>
-  kernel('hopper::gemmKernel<192, 2, false, false, E>', [
+  kernel('hopper::gemmKernel<hopper::GemmShape<128, 192, 2, 8, 1, false>, false, false, E>', [
     'USETMAXREG.TRY_ALLOC.CTAPOOL UP0, 0xe8',
     ...products('NOP', ''),
     ...loop,

@@ -7,61 +7,72 @@
 // c = a b on Hopper, for operands of bf16 and sums in fp32: a [M, K], b [K, N], each stored with
 // either of its dimensions contiguous.
 //
-// One block per multiprocessor, three warpgroups. The first only starts copies: it fills a ring of
+// One block per multiprocessor, three warpgroups. The last only starts copies: it fills a ring of
 // stages with boxes of a and b, tile after tile. The other two compute the upper and the lower half
-// of a tile of 128 x kTileN. Nothing but the ring ties them to one another, so one may be up to a
-// ring ahead, and its epilogue runs while the other's products keep the tensor cores busy: with K =
-// 1152 the products of a tile take only 18 steps.
+// of a tile. Nothing but the ring ties them to one another, so one may be up to a ring ahead, and
+// its epilogue runs while the other's products keep the tensor cores busy: with K = 1152 the
+// products of a tile take only 18 steps. GemmShape has what may be tuned: with tiles of 128 x 192,
 //
-//   bytes of a step   (128 + kTileN) 128, operations 2 * 128 * kTileN * 64: with kTileN = 192 a
-//                     multiprocessor computes for 768 clocks on what it loads, 53 bytes a clock,
-//                     which is more than the L2 cache gives to all of them (about 31). So two
-//                     blocks, a cluster, take tiles one below the other: each loads half of b for
-//                     both, 36 bytes a clock
-//   registers         kTileN / 2 sums a thread, of 232
+//   bytes of a step   (128 + 192) 128, operations 2 * 128 * 192 * 64: a multiprocessor computes for
+//                     768 clocks on what it loads, 53 bytes a clock, which is more than the L2
+//                     cache gives to all of them (about 31). So two blocks, a cluster, take tiles
+//                     one below the other: each loads half of b for both, 36 bytes a clock
+//   registers         96 sums a thread, of 232
 //
 // The sums of an element run over K in one order, 16 at a time, whatever the shape of the tile and
 // however many rows there are.
 
 namespace dit::cuda::hopper {
 
-constexpr int kTileM = 128;
 constexpr int kTileK = 64;  // 128 bytes, the width of the swizzle
 constexpr int kStepK = 16;  // of one instruction
 constexpr int kWarpgroup = 128;
-constexpr int kBlockM = 64;                   // of one warpgroup
-constexpr int kConsumers = kTileM / kBlockM;  // warpgroups
-constexpr int kThreads = (1 + kConsumers) * kWarpgroup;
-constexpr int kConsumerRegisters = 232;
+constexpr int kBlockM = 64;                          // rows of one instruction
 constexpr int kBoxBytes = kTileK * kBoxColumns * 2;  // of 64 x 64 numbers
 
-constexpr int stageBytes(int tileN) { return (kTileM + tileN) * kTileK * 2; }
-// As many as fit into 227 KB beside the barriers.
-constexpr int stagesFor(int tileN) {
-  const int most = (226 << 10) / stageBytes(tileN);
-  return most < 8 ? most : 8;
-}
-constexpr size_t sharedBytesFor(int tileN) {
-  const int stages = stagesFor(tileN);
-  return static_cast<size_t>(stages) * stageBytes(tileN) + 2 * sizeof(uint64_t) * stages;
-}
+// What may be tuned without a change of the bits. Tiles of kM x kN, in clusters of kBlocks; a ring
+// of at most kMostStages, fewer where they do not fit. kGroup rows of tiles make a group, within
+// which tiles are taken column by column: 1 keeps neighbours at the same rows of a, a large one at
+// the same columns of b. kTurns: each consumer computes whole tiles, in turn with the others
+// ("ping-pong"), so that an epilogue always has another's products beside it; b is then read from
+// shared memory for fewer rows, and more of it is copied for the same sums.
+template <int kM, int kN, int kBlocks = 1, int kMostStages = 8, int kRowsOfGroup = 1,
+          bool kInTurns = false>
+struct GemmShape {
+  static constexpr int kTileM = kM, kTileN = kN, kCluster = kBlocks, kGroup = kRowsOfGroup;
+  static constexpr bool kTurns = kInTurns;
+
+  static constexpr int kConsumers = 2;                                 // warpgroups
+  static constexpr int kRows = kTurns ? kTileM : kTileM / kConsumers;  // of a consumer
+  static constexpr int kThreads = (1 + kConsumers) * kWarpgroup;
+  static constexpr int kConsumerRegisters = 232, kProducerRegisters = 40;
+
+  static constexpr int kStageBytes = (kTileM + kTileN) * kTileK * 2;
+  // As many as fit into 227 KB beside the barriers.
+  static constexpr int kStages = std::min(kMostStages, (226 << 10) / kStageBytes);
+  static constexpr size_t kSharedBytes =
+      static_cast<size_t>(kStages) * (kStageBytes + 2 * sizeof(uint64_t));
+  static_assert(kRows % kBlockM == 0 && kTileN % kBoxColumns == 0 && kStages >= 2);
+};
 
 // How K is divided among `splits` parts, each computed by itself: the epilogue is told which.
 struct Problem {
   int64_t m, n, k;
   int splits = 1;
 
-  // `high`: so many tiles one below the other count as one.
-  __host__ __device__ int64_t rowsOfTiles(int high) const {
-    return (m + kTileM * high - 1) / (kTileM * high);
+  // Of the tiles of a cluster, one below the other.
+  template <typename Shape>
+  __host__ __device__ int64_t rowsOfClusters() const {
+    return (m + Shape::kTileM * Shape::kCluster - 1) / (Shape::kTileM * Shape::kCluster);
   }
-  template <int kTileN>
-  __host__ __device__ int64_t tilesN() const {
-    return (n + kTileN - 1) / kTileN;
+  template <typename Shape>
+  __host__ __device__ int64_t columnsOfTiles() const {
+    return (n + Shape::kTileN - 1) / Shape::kTileN;
   }
-  template <int kTileN>
-  __host__ __device__ int64_t pieces(int high) const {
-    return rowsOfTiles(high) * tilesN<kTileN>() * splits;
+  // For a cluster each.
+  template <typename Shape>
+  __host__ __device__ int64_t pieces() const {
+    return rowsOfClusters<Shape>() * columnsOfTiles<Shape>() * splits;
   }
   __host__ __device__ int steps() const { return static_cast<int>((k + kTileK - 1) / kTileK); }
   // Part i has the steps [begin(i), begin(i + 1)).
@@ -76,45 +87,50 @@ struct Work {
   int split, begin, end;  // steps
 };
 
-// Piece i of the blocks of a cluster; the rank says which of kCluster tiles one below the other it
-// is. In an order in which neighbours share rows of a, so that these stay in L2.
-template <int kTileN, int kCluster>
+// Piece i of the blocks of a cluster; the rank says which of its tiles, one below the other, it is.
+template <typename Shape>
 __device__ __forceinline__ Work workAt(const Problem& problem, int64_t i, int rank) {
-  const int64_t tilesN = problem.tilesN<kTileN>(), tiles = problem.rowsOfTiles(kCluster) * tilesN;
-  const int split = static_cast<int>(i / tiles);
-  i -= split * tiles;
-  return {(i / tilesN * kCluster + rank) * kTileM, i % tilesN * kTileN, split, problem.begin(split),
+  const int64_t columns = problem.columnsOfTiles<Shape>(), rows = problem.rowsOfClusters<Shape>();
+  const int split = static_cast<int>(i / (rows * columns));
+  i -= split * rows * columns;
+  const int64_t first = i / (Shape::kGroup * columns) * Shape::kGroup;  // of the group
+  // The last group may be lower.
+  const int64_t high = Shape::kGroup == 1 ? 1 : min(int64_t{Shape::kGroup}, rows - first);
+  i -= first * columns;
+  const int64_t row = (first + i % high) * Shape::kCluster + rank;
+  return {row * Shape::kTileM, i / high * Shape::kTileN, split, problem.begin(split),
           problem.begin(split + 1)};
 }
 
-template <int kTileN>
+template <typename Shape>
 struct Stage {
-  alignas(1024) char a[kTileM * kTileK * 2];
-  alignas(1024) char b[kTileN * kTileK * 2];
+  alignas(1024) char a[Shape::kTileM * kTileK * 2];
+  alignas(1024) char b[Shape::kTileN * kTileK * 2];
 };
 
 // kTransposed: M (or N) is the contiguous dimension, not K. Such an operand comes in boxes of 64 of
 // it and 64 of K.
-template <int kTileN, int kCluster, bool kTransposedA, bool kTransposedB>
+template <typename Shape, bool kTransposedA, bool kTransposedB>
 struct Pipeline {
-  static constexpr int kStages = stagesFor(kTileN);
+  static constexpr int kTileM = Shape::kTileM, kTileN = Shape::kTileN, kCluster = Shape::kCluster;
+  static constexpr int kStages = Shape::kStages, kBlocks = Shape::kRows / kBlockM;
 
-  Stage<kTileN>* stages;
+  Stage<Shape>* stages;
   uint64_t *full, *empty;  // [kStages] barriers
 
   __device__ explicit Pipeline(char* shared)
-      : stages(reinterpret_cast<Stage<kTileN>*>(shared)),
-        full(reinterpret_cast<uint64_t*>(shared + kStages * sizeof(Stage<kTileN>))),
+      : stages(reinterpret_cast<Stage<Shape>*>(shared)),
+        full(reinterpret_cast<uint64_t*>(shared + kStages * sizeof(Stage<Shape>))),
         empty(full + kStages) {}
 
   // rank: of this block in its cluster, of whose b it brings a share: rows of it that lie together.
   __device__ __forceinline__ void load(const CUtensorMap* a, const CUtensorMap* b, int slot,
                                        const Work& work, int step, int rank) const {
-    Stage<kTileN>& stage = stages[slot];
+    Stage<Shape>& stage = stages[slot];
     uint64_t* const barrier = &full[slot];
     const int row = static_cast<int>(work.row), column = static_cast<int>(work.column);
     const int k = step * kTileK;
-    mbarrierArriveExpect(barrier, stageBytes(kTileN));
+    mbarrierArriveExpect(barrier, Shape::kStageBytes);
     if constexpr (kTransposedA) {
       for (int i = 0; i < kTileM / kBoxColumns; i++) {
         loadBox2(stage.a + i * kBoxBytes, a, barrier, row + i * kBoxColumns, k);
@@ -156,10 +172,10 @@ struct Pipeline {
     }
   }
 
-  // Starts the products of a stage for the rows of one consumer.
-  __device__ __forceinline__ void multiply(int slot, int consumer, float (&sums)[kTileN / 2],
+  // Starts the products of a stage for a consumer's rows of the tile, from `row` on.
+  __device__ __forceinline__ void multiply(int slot, int row, float (&sums)[kBlocks][kTileN / 2],
                                            bool accumulate) const {
-    const Stage<kTileN>& stage = stages[slot];
+    const Stage<Shape>& stage = stages[slot];
     constexpr int kAtom = 8 * 128;  // bytes of 8 rows
     wgmmaFence();
 #pragma unroll
@@ -167,31 +183,36 @@ struct Pipeline {
       // K is contiguous: on within the row. Else: on by 16 rows.
       const int offsetA = k * (kTransposedA ? 2 * kAtom : kStepK * 2);
       const int offsetB = k * (kTransposedB ? 2 * kAtom : kStepK * 2);
-      // 64 rows with K contiguous, or a box, are as many bytes.
-      const uint64_t a = matrixDescriptor(stage.a + consumer * kBoxBytes + offsetA, kBoxBytes,
-                                          kAtom, Swizzle::Bytes128);
       const uint64_t b = matrixDescriptor(stage.b + offsetB, kBoxBytes, kAtom, Swizzle::Bytes128);
-      wgmmaAsync<kTransposedA, kTransposedB>(sums, a, b, accumulate || k > 0);
+#pragma unroll
+      for (int block = 0; block < kBlocks; block++) {
+        // 64 rows with K contiguous, or a box, are as many bytes.
+        const char* const rows = stage.a + (row / kBlockM + block) * kBoxBytes;
+        const uint64_t a = matrixDescriptor(rows + offsetA, kBoxBytes, kAtom, Swizzle::Bytes128);
+        wgmmaAsync<kTransposedA, kTransposedB>(sums[block], a, b, accumulate || k > 0);
+      }
     }
     wgmmaCommit();
   }
 };
 
 // Epilogue: see epilogue.cuh; `epilogue.part(split)` gives that of a part of K.
-template <int kTileN, int kCluster, bool kTransposedA, bool kTransposedB, typename Epilogue>
-__global__ void __launch_bounds__(kThreads, 1)
+template <typename Shape, bool kTransposedA, bool kTransposedB, typename Epilogue>
+__global__ void __launch_bounds__(Shape::kThreads, 1)
     gemmKernel(const __grid_constant__ CUtensorMap a, const __grid_constant__ CUtensorMap b,
                const __grid_constant__ Problem problem, const __grid_constant__ Epilogue epilogue) {
-  using Ring = Pipeline<kTileN, kCluster, kTransposedA, kTransposedB>;
-  constexpr int kStages = Ring::kStages;
+  using Ring = Pipeline<Shape, kTransposedA, kTransposedB>;
+  constexpr int kStages = Shape::kStages, kCluster = Shape::kCluster, kTileN = Shape::kTileN;
   const Ring ring(sharedMemory());
   const int thread = static_cast<int>(threadIdx.x), warpgroup = thread / kWarpgroup;
   if (thread == 0) {
     prefetchTensorMap(&a);
     prefetchTensorMap(&b);
+    // Each warp that reads a stage gives it back.
+    constexpr int kReaders = (Shape::kTurns ? 1 : Shape::kConsumers) * kWarpgroup / 32;
     for (int i = 0; i < kStages; i++) {
       mbarrierInit(&ring.full[i], 1);
-      mbarrierInit(&ring.empty[i], kCluster * kConsumers * kWarpgroup / 32);  // a warp each
+      mbarrierInit(&ring.empty[i], kCluster * kReaders);
     }
     mbarrierInitFence();
   }
@@ -205,7 +226,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   syncBlocks();
 
   const int rank = kCluster > 1 ? clusterRank() : 0;
-  const int64_t count = problem.pieces<kTileN>(kCluster);
+  const int64_t count = problem.pieces<Shape>();
   const int64_t first = blockIdx.x / kCluster, stride = gridDim.x / kCluster;
   int slot = 0, phase = 0;
   const auto advance = [&] {
@@ -215,11 +236,11 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
   };
 
-  if (warpgroup == kConsumers) {
-    shrinkRegisters<40>();
+  if (warpgroup == Shape::kConsumers) {
+    shrinkRegisters<Shape::kProducerRegisters>();
     if (thread % kWarpgroup == 0) {
       for (int64_t i = first; i < count; i += stride) {
-        const Work work = workAt<kTileN, kCluster>(problem, i, rank);
+        const Work work = workAt<Shape>(problem, i, rank);
         for (int step = work.begin; step < work.end; step++) {
           mbarrierWait(&ring.empty[slot], phase ^ 1);
           ring.load(&a, &b, slot, work, step, rank);
@@ -228,28 +249,43 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
     }
   } else {
-    growRegisters<kConsumerRegisters>();
+    growRegisters<Shape::kConsumerRegisters>();
+    int turn = 0;
     for (int64_t i = first; i < count; i += stride) {
-      const Work work = workAt<kTileN, kCluster>(problem, i, rank);
+      const Work work = workAt<Shape>(problem, i, rank);
+      if constexpr (Shape::kTurns) {
+        const bool mine = turn == warpgroup;
+        turn = (turn + 1) % Shape::kConsumers;
+        if (!mine) {
+          const int after = slot + work.end - work.begin;
+          phase ^= after / kStages % 2;
+          slot = after % kStages;
+          continue;
+        }
+      }
       const int warp = thread % kWarpgroup / 32;
+      const int row = Shape::kTurns ? 0 : warpgroup * Shape::kRows;  // within the tile
       const auto& last = epilogue.part(work.split);
-      TileFinisher<kConsumerRegisters - kTileN / 2 - 56, 1, kTileN / 8,
-                   std::decay_t<decltype(last)>>
-          finisher(last, static_cast<int>(work.row) + warpgroup * kBlockM + warp * 16,
-                   static_cast<int>(work.column), problem.m, problem.n);
+      using Finisher = TileFinisher<Shape::kConsumerRegisters - Ring::kBlocks * kTileN / 2 - 56, 1,
+                                    kTileN / 8, std::decay_t<decltype(last)>>;
+      const auto finisherAt = [&](int block) {
+        return Finisher(last, static_cast<int>(work.row) + row + block * kBlockM + warp * 16,
+                        static_cast<int>(work.column), problem.m, problem.n);
+      };
+      Finisher finisher = finisherAt(0);
       // What it reads is there when the products are.
       finisher.readFirst();
-      float sums[kTileN / 2];
+      float sums[Ring::kBlocks][kTileN / 2];
       // The first step stands by itself: a step that only perhaps waits for the one before would
       // make the compiler let every product wait for the last (scripts/cuda/rules.mjs looks after
       // it).
       mbarrierWait(&ring.full[slot], phase);
-      ring.multiply(slot, warpgroup, sums, false);
+      ring.multiply(slot, row, sums, false);
       int previous = slot;
       advance();
       for (int step = work.begin + 1; step < work.end; step++) {
         mbarrierWait(&ring.full[slot], phase);
-        ring.multiply(slot, warpgroup, sums, true);
+        ring.multiply(slot, row, sums, true);
         wgmmaWait<1>();
         ring.release(previous);
         previous = slot;
@@ -257,8 +293,18 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
       wgmmaWait<0>();
       ring.release(previous);
-      wgmmaTouch(sums);
-      finisher.finish(reinterpret_cast<const float(&)[1][kTileN / 8][4]>(sums));
+#pragma unroll
+      for (int block = 0; block < Ring::kBlocks; block++) wgmmaTouch(sums[block]);
+      const auto finish = [](Finisher& rows, const float(&sums)[kTileN / 2]) {
+        rows.finish(reinterpret_cast<const float(&)[1][kTileN / 8][4]>(sums));
+      };
+      finish(finisher, sums[0]);
+#pragma unroll
+      for (int block = 1; block < Ring::kBlocks; block++) {
+        Finisher next = finisherAt(block);
+        next.readFirst();
+        finish(next, sums[block]);
+      }
     }
   }
   // No block ends while another still writes to its memory.
@@ -283,16 +329,16 @@ struct Matrix {
   CUtensorMap map(int boxRows) const { return matrixMap(data, rows, columns, stride, boxRows); }
 };
 
-template <int kTileN, int kCluster, bool kTransposedA, bool kTransposedB, typename Epilogue>
+template <typename Shape, bool kTransposedA, bool kTransposedB, typename Epilogue>
 void launchGemm(const Context& context, const Matrix& a, const Matrix& b, const Problem& problem,
                 const Epilogue& epilogue) {
+  constexpr int kCluster = Shape::kCluster;
   const int64_t clusters =
-      std::min<int64_t>(problem.pieces<kTileN>(kCluster), context.multiprocessors / kCluster);
-  launchClusters(context, kCluster,
-                 gemmKernel<kTileN, kCluster, kTransposedA, kTransposedB, Epilogue>,
-                 static_cast<unsigned>(clusters * kCluster), kThreads, sharedBytesFor(kTileN),
-                 a.map(kTransposedA ? kTileK : kTileM),
-                 b.map((kTransposedB ? kTileK : kTileN) / kCluster), problem, epilogue);
+      std::min<int64_t>(problem.pieces<Shape>(), context.multiprocessors / kCluster);
+  launchClusters(context, kCluster, gemmKernel<Shape, kTransposedA, kTransposedB, Epilogue>,
+                 static_cast<unsigned>(clusters * kCluster), Shape::kThreads, Shape::kSharedBytes,
+                 a.map(kTransposedA ? kTileK : Shape::kTileM),
+                 b.map((kTransposedB ? kTileK : Shape::kTileN) / kCluster), problem, epilogue);
 }
 
 }  // namespace dit::cuda::hopper

@@ -20,6 +20,7 @@ namespace {
 // narrow ones fill the device when there are few rows, as with a batch of 1. The bits of a result
 // do not depend on it (gemm_sm90.cuh).
 constexpr int tileWidth(int64_t m, int64_t n, int multiprocessors) {
+  constexpr int kRows = 128;  // of a tile
   struct Width {
     int columns;
     double share;  // of the peak
@@ -27,7 +28,7 @@ constexpr int tileWidth(int64_t m, int64_t n, int multiprocessors) {
   int best = 0;
   double least = 0;
   for (const Width width : {Width{192, 1.0}, Width{128, 0.9}, Width{64, 0.6}}) {
-    const int64_t tiles = (m + kTileM - 1) / kTileM * ((n + width.columns - 1) / width.columns);
+    const int64_t tiles = (m + kRows - 1) / kRows * ((n + width.columns - 1) / width.columns);
     const int64_t waves = (tiles + multiprocessors - 1) / multiprocessors;
     const double time = static_cast<double>(waves * width.columns) / width.share;
     if (best == 0 || time < least) {
@@ -40,22 +41,18 @@ constexpr int tileWidth(int64_t m, int64_t n, int multiprocessors) {
 static_assert(tileWidth(16384, 1152, 132) == 192 && tileWidth(16384, 4608, 132) == 192 &&
               tileWidth(512, 1152, 132) == 64 && tileWidth(16384, 32, 132) == 64);
 
-// Calls work with the width and the number of blocks in a cluster as constants. Narrow tiles are
-// for few rows, where clusters find no tiles below one another.
+// Calls work with a shape. Narrow tiles are for few rows, where clusters find no tiles below one
+// another.
 template <typename Work>
-void withTile(const Context& context, int64_t m, int64_t n, const Work& work) {
-  const bool clusters = m > 4 * kTileM && context.multiprocessors > 1;
-  const auto wide = [&](auto width) {
-    if (clusters) return work(width, std::integral_constant<int, 2>{});
-    work(width, std::integral_constant<int, 1>{});
-  };
+void withShape(const Context& context, int64_t m, int64_t n, const Work& work) {
+  const bool clusters = m > 512 && context.multiprocessors > 1;
   switch (tileWidth(m, n, context.multiprocessors)) {
     case 192:
-      return wide(std::integral_constant<int, 192>{});
+      return clusters ? work(GemmShape<128, 192, 2>{}) : work(GemmShape<128, 192>{});
     case 128:
-      return wide(std::integral_constant<int, 128>{});
+      return clusters ? work(GemmShape<128, 128, 2>{}) : work(GemmShape<128, 128>{});
     default:
-      return work(std::integral_constant<int, 64>{}, std::integral_constant<int, 1>{});
+      return work(GemmShape<128, 64>{});
   }
 }
 
@@ -107,20 +104,20 @@ void addWeightGradient(Context& context, const LinearBackwardArgs& args, int64_t
                        int64_t k) {
   const Matrix dY = {args.dY.data, rows, n, n}, x = {args.x.data, rows, k, k};
   float* const dWeight = args.dWeight.as<float>();
-  withTile(context, n, k, [&](auto tile, auto cluster) {
+  withShape(context, n, k, [&]<typename Shape>(Shape) {
     Problem problem = {.m = n, .n = k, .k = rows};
-    const int64_t tiles = problem.template pieces<tile>(cluster) * cluster;
+    const int64_t tiles = problem.template pieces<Shape>() * Shape::kCluster;
     problem.splits = chooseParts(tiles, problem.steps(), context.multiprocessors);
     if (problem.splits == 1) {
-      return launchGemm<tile, cluster, true, true>(
+      return launchGemm<Shape, true, true>(
           context, dY, x, problem,
           Whole<StoreEpilogue<float, true>>{StoreEpilogue<float, true>(dWeight, k)});
     }
     const int64_t size = n * k;
     auto* const parts = static_cast<float*>(
         context.scratch(static_cast<size_t>(size * problem.splits) * sizeof(float)));
-    launchGemm<tile, cluster, true, true>(context, dY, x, problem,
-                                          Parts{StoreEpilogue<float, false>(parts, k), size});
+    launchGemm<Shape, true, true>(context, dY, x, problem,
+                                  Parts{StoreEpilogue<float, false>(parts, k), size});
     addParts(context, parts, problem.splits, size, dWeight);
   });
 }
@@ -130,10 +127,10 @@ void inputGradient(Context& context, const LinearWeight& weight, const LinearBac
                    int64_t rows) {
   const int64_t n = weight.n, k = weight.k;
   const Matrix dY = {args.dY.data, rows, n, n}, w = {weight.values, n, k, weight.stride};
-  withTile(context, rows, k, [&](auto tile, auto cluster) {
+  withShape(context, rows, k, [&]<typename Shape>(Shape) {
     const auto run = [&](const auto& epilogue) {
-      launchGemm<tile, cluster, false, true>(context, dY, w, {.m = rows, .n = k, .k = n},
-                                             Whole<std::decay_t<decltype(epilogue)>>{epilogue});
+      launchGemm<Shape, false, true>(context, dY, w, {.m = rows, .n = k, .k = n},
+                                     Whole<std::decay_t<decltype(epilogue)>>{epilogue});
     };
     if (args.preActivation) return run(GeluGradientEpilogue<Bf16>(args));
     if (args.dX.dtype == DType::BF16) return run(StoreEpilogue<Bf16, false>(args.dX.as<Bf16>(), k));
@@ -152,9 +149,9 @@ bool linearFits(const LinearWeight& weight, const LinearArgs& args) {
 void linear(Context& context, const LinearWeight& weight, const LinearArgs& args) {
   const int64_t rows = args.x.shape[0] * args.x.shape[1], n = weight.n, k = weight.k;
   const Matrix x = {args.x.data, rows, k, k}, w = {weight.values, n, k, weight.stride};
-  withTile(context, rows, n, [&](auto tile, auto cluster) {
+  withShape(context, rows, n, [&]<typename Shape>(Shape) {
     const auto run = [&]<Epilogue kKind, typename Out>() {
-      launchGemm<tile, cluster, false, false>(
+      launchGemm<Shape, false, false>(
           context, x, w, {.m = rows, .n = n, .k = k},
           Whole<ForwardEpilogue<kKind, Out, Bf16>>{ForwardEpilogue<kKind, Out, Bf16>(args)});
     };

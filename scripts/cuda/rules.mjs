@@ -34,7 +34,7 @@ export const rules = [
   },
   {
     why: 'one copy for both blocks of a cluster',
-    kernel: /^hopper::gemmKernel<\d+, 2,/,
+    kernel: /^hopper::gemmKernel<hopper::GemmShape<\d+, \d+, 2,/,
     counts: { 'UTMALDG.MULTICAST': [1] },
   },
   {
