@@ -2,32 +2,52 @@
 
 namespace dit::cuda {
 
-void* Context::allocate(size_t bytes) const {
+namespace {
+
+// Null where there is not so much. That is no error then: the device stays usable.
+void* allocateIfFree(size_t bytes) {
   void* memory = nullptr;
   const cudaError_t status = cudaMalloc(&memory, std::max<size_t>(bytes, 1));
   if (status == cudaErrorMemoryAllocation) {
-    // Told here, and cleared: the model stays usable.
     static_cast<void>(cudaGetLastError());
-    size_t free = 0, total = 0;
-    DIT_CUDA(cudaMemGetInfo(&free, &total));
-    fail(ErrorCode::Oom, "cuda:", device, ": cannot allocate ", bytes, " bytes of memory, ", free,
-         " of ", total,
-         " are free: use a smaller model or batch, or precision 'bf16', or end what else uses the "
-         "device");
+    return nullptr;
   }
   DIT_CUDA(status);
   return memory;
 }
 
+}  // namespace
+
+void* Context::allocate(size_t bytes) const {
+  if (void* const memory = allocateIfFree(bytes)) return memory;
+  size_t free = 0, total = 0;
+  DIT_CUDA(cudaMemGetInfo(&free, &total));
+  fail(ErrorCode::Oom, "cuda:", device, ": cannot allocate ", bytes, " bytes of memory, ", free,
+       " of ", total,
+       " are free: use a smaller model or batch, or precision 'bf16', or end what else uses the "
+       "device");
+}
+
 // What was handed out before stays allocated: a recording may refer to it, and the work under way.
-// Sizes at least double, so all of it together is at most twice the largest.
+// Sizes at least double, so all of it together is at most twice the largest. Where there is no
+// memory for that, recordings are given up for it.
 void* Context::scratch(size_t bytes) {
-  if (scratch_.empty() || scratch_.back().second < bytes) {
-    const size_t size =
-        std::max(bytes, scratch_.empty() ? size_t{1} << 20 : 2 * scratch_.back().second);
-    scratch_.emplace_back(allocate(size), size);
+  if (!scratch_.empty() && scratch_.back().second >= bytes) return scratch_.back().first;
+  size_t size = std::max(bytes, scratch_.empty() ? size_t{1} << 20 : 2 * scratch_.back().second);
+  void* memory = allocateIfFree(size);
+  if (!memory) {
+    freeScratch();
+    size = bytes;
+    memory = allocate(size);
   }
-  return scratch_.back().first;
+  scratch_.emplace_back(memory, size);
+  return memory;
+}
+
+// cudaFree waits for the work under way.
+void Context::freeScratch() {
+  ++*frees;
+  for (const auto& [memory, size] : std::exchange(scratch_, {})) DIT_CUDA(cudaFree(memory));
 }
 
 void Context::upload(void* device, size_t pitch, const void* host, size_t width, size_t height) {

@@ -31,8 +31,8 @@ struct Context {
   void* allocate(size_t bytes) const;
 
   // Device memory for the length of one operation, uninitialised, aligned to 256 bytes. The next
-  // operation's is the same memory. It stays where it is for as long as the context lives, since
-  // recorded operations refer to it.
+  // operation's is the same memory. It stays where it is, since recorded operations refer to it,
+  // unless memory is short: `frees` tells. Throws Oom as `allocate` does.
   void* scratch(size_t bytes);
 
   // Copies dense rows of `width` bytes from pageable memory, which has been read when this returns,
@@ -52,6 +52,8 @@ struct Context {
   ~Context();
 
  private:
+  void freeScratch();
+
   std::vector<std::pair<void*, size_t>> scratch_;  // the last is in use
   Staging staging_;
 };

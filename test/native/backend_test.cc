@@ -1,5 +1,6 @@
 #include <cstdint>
 #include <cstring>
+#include <optional>
 
 #include "harness.h"
 
@@ -108,6 +109,59 @@ DIT_CASE("backend/repeat") {
     for (const uint64_t key : {3, 4}) EXPECT(repeatedRight(key, i), key, " again, time ", i);
   }
   for (int64_t rows = 1; rows <= 130; rows++) EXPECT(rowsFor(ops.backend(), rows) >= rows, rows);
+}
+
+// Work that needs more memory for itself than before finds it where little is left, and what was
+// recorded with the memory that is given up for it is right afterwards, too. Rows of 2001 numbers
+// begin at no multiple of 16 bytes, so that a GPU copies them there.
+DIT_CASE("backend/short-of-memory") {
+  constexpr int64_t kK = 2001, kN = 8;
+  Ops ops(openBackend({.device = test.options().device}));
+  Backend& backend = ops.backend();
+  const bool low = backend.supports(Precision::BF16);
+  const DType type = low ? DType::BF16 : DType::F32;
+  const Values w = test.random(DType::F32, {kN, kK}), bias = test.random(DType::F32, {kN});
+  std::vector<float> values = w.as<float>();
+  DeviceTensor offsets(backend, DType::F32, {kN});
+  offsets.upload(bias);
+
+  struct Product {
+    std::unique_ptr<PreparedWeight> weight;
+    DeviceTensor x, y;
+    std::vector<char> bits;  // of y
+  };
+  const auto product = [&](int64_t rows) {
+    Product p{ops.prepareLinear({.values = Tensor(values.data(), DType::F32, {kN, kK}),
+                                 .rows = rows,
+                                 .precision = low ? Precision::BF16 : Precision::F32}),
+              DeviceTensor(backend, type, {1, rows, kK}),
+              DeviceTensor(backend, DType::F32, {1, rows, kN}),
+              {}};
+    p.x.upload(test.random(type, {1, rows, kK}));
+    return p;
+  };
+  const auto run = [&](Product& p, uint64_t key) {
+    backend.zero(p.y);
+    backend.repeat(
+        key, [&] { ops.linear({.x = p.x, .weight = p.weight.get(), .bias = offsets, .y = p.y}); });
+    const std::vector<char> bits = p.y.bytes();
+    EXPECT(p.bits.empty() || bits == p.bits, "product ", key);
+    p.bits = bits;
+  };
+  constexpr int64_t kFew = 2000, kMany = 3500;  // copies of 8 and 14 MB
+  Product few = product(kFew), many = product(kMany);
+  for (int i = 0; i < 3; i++) run(few, 1);
+  std::optional<DeviceBuffer> other;
+  if (backend.name() != "cpu") other.emplace(backend, backend.freeBytes() - (11 << 20));
+  for (int i = 0; i < 3; i++) {
+    run(many, 2);
+    run(few, 1);
+  }
+  other.reset();
+  std::vector<char> again = many.bits;
+  many.bits.clear();
+  run(many, 3);
+  EXPECT(many.bits == again, "with memory to spare");
 }
 
 // Two backends with other numbers of threads, taking turns: each gives its own bits every time.
