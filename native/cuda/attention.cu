@@ -80,6 +80,7 @@ __device__ __forceinline__ float weight(float s, float most, float scale) {
 template <typename Shape>
 __global__ void __launch_bounds__(Shape::kThreads, kForwardBlocks<Shape>)
     attentionKernel(ForwardParameters p) {
+  awaitPrevious();
   using T = typename Shape::Element;
   using Product = typename Shape::Product;
   constexpr double kLog2E = 1.44269504088896340736;

@@ -97,6 +97,7 @@ __device__ __forceinline__ float rowDelta(const char* dY,
 // kOfKeys: the own tokens are keys, and the results dK and dV; otherwise queries, and dQ.
 template <typename Shape, bool kOfKeys>
 __global__ void __launch_bounds__(Shape::kThreads) attentionBackwardKernel(BackwardParameters p) {
+  awaitPrevious();
   using T = typename Shape::Element;
   using Product = typename Shape::Product;
   constexpr double kLog2E = 1.44269504088896340736;

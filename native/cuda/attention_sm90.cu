@@ -333,6 +333,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     mbarrierInitFence();
   }
+  awaitPrevious();
   __syncthreads();
   if (warpgroup == kConsumers) {
     shrinkRegisters<24>();

@@ -67,6 +67,10 @@ CudaBackend::CudaBackend(int device) {
   context_.arch = archOf(properties.major, properties.minor);
   context_.multiprocessors = properties.multiProcessorCount;
   context_.sharedPerBlock = properties.sharedMemPerBlockOptin;
+  context_.tuning = tuningOf(std::getenv("DIT_CUDA_TUNING"));
+  // Kernels for others than Hopper do not wait for one another by themselves.
+  DIT_CHECK(!context_.tuning.dependentLaunches || properties.major == 9, ErrorCode::Option,
+            "DIT_CUDA_TUNING: launch=dependent needs a Hopper GPU (compute capability 9)");
   try {
     DIT_CUDA(cudaStreamCreateWithFlags(&context_.stream, cudaStreamNonBlocking));
     for (cudaEvent_t& event : replayed_) {

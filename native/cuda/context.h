@@ -11,6 +11,7 @@
 #include "core/tensor.h"
 #include "cuda/runtime.h"
 #include "cuda/staging.h"
+#include "cuda/tuning.h"
 
 namespace dit::cuda {
 
@@ -25,6 +26,9 @@ struct Context {
   int multiprocessors = 1;
   size_t sharedPerBlock = 0;  // bytes that a block may ask for
   cudaStream_t stream = nullptr;
+  // With dependentLaunches kernels start while those before them end, and wait in awaitPrevious for
+  // what they read. Copies wait for all before them, and what follows them for their end.
+  Tuning tuning;
 
   // Device memory, uninitialised, aligned to 256 bytes. Throws Oom, which names what was asked for
   // and what is free.
@@ -75,12 +79,19 @@ void launchClusters(const Context& context, int cluster, void (*kernel)(Paramete
   config.blockDim = block;
   config.dynamicSmemBytes = shared;
   config.stream = context.stream;
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = static_cast<unsigned>(cluster);
-  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-  config.attrs = &attribute;
-  config.numAttrs = cluster > 1 ? 1 : 0;
+  cudaLaunchAttribute attributes[2] = {};
+  config.attrs = attributes;
+  if (cluster > 1) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = static_cast<unsigned>(cluster);
+    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  }
+  if (context.tuning.dependentLaunches) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+  }
   DIT_CUDA(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...));
 }
 

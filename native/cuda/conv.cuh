@@ -223,6 +223,7 @@ __device__ __forceinline__ void writeTile(const Convolution& c, const Place& pla
 // Sums: TensorSums<T, Tile> or Fp32Sums<Tile>. kAligned: 16 bytes of K are neighbours in x.
 template <typename T, typename Tile, typename Sums, bool kAligned>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) convKernel(Convolution c) {
+  awaitPrevious();
   char* const shared = sharedMemory();
   const Place place = placeOf<Tile>(c);
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32;

@@ -9,11 +9,13 @@ namespace {
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads) siluKernel(int64_t n, const float* x, T* y) {
+  awaitPrevious();
   forEach(n, [&](int64_t i) { y[i] = fromFloat<T>(x[i] * sigmoid(x[i])); });
 }
 
 __global__ void __launch_bounds__(kThreads)
     siluBackwardKernel(int64_t n, const float* x, const float* dY, float* dX) {
+  awaitPrevious();
   forEach(n, [&](int64_t i) {
     const float s = sigmoid(x[i]);
     dX[i] = dY[i] * (s * (1.0f + x[i] * (1.0f - s)));
@@ -22,6 +24,7 @@ __global__ void __launch_bounds__(kThreads)
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads) castKernel(int64_t n, const float* x, T* y) {
+  awaitPrevious();
   forEach(n, [&](int64_t i) { y[i] = fromFloat<T>(x[i]); });
 }
 

@@ -34,6 +34,7 @@ __device__ __forceinline__ float periodic(float angle, const Function& function)
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     timestepEmbeddingKernel(int64_t work, const float* t, T* y) {
+  awaitPrevious();
   constexpr float kLogMaxPeriod = 9.210340371976184f;  // ln 10000
   forEach(work, [&](int64_t i) {
     const int64_t entry = i / kHalf;
@@ -57,6 +58,7 @@ struct Condition {
 
 // A label beyond the table takes its last row.
 __global__ void __launch_bounds__(kThreads) conditionEmbeddingKernel(int64_t work, Condition at) {
+  awaitPrevious();
   forEach(work, [&](int64_t i) {
     const int64_t entry = i / at.c, label = at.label[entry];
     float vector = 0;
@@ -77,6 +79,7 @@ constexpr int kColumns = 128;
 __global__ void __launch_bounds__(kColumns)
     conditionEmbeddingBackwardKernel(int entries, int64_t rows, int64_t c, const float* dY,
                                      const int32_t* label, float* dTable) {
+  awaitPrevious();
   const int64_t tiles = (c + kColumns - 1) / kColumns;
   const int own = static_cast<int>(blockIdx.x / tiles), lane = static_cast<int>(threadIdx.x) % 32;
   const int64_t column = blockIdx.x % tiles * kColumns + threadIdx.x;
@@ -134,6 +137,7 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads)
     patchifyKernel(int64_t work, Patches patches, int lanes, const float* x, const int32_t* lane,
                    T* y) {
+  awaitPrevious();
   const int count = patches.count();
   forEach(work, [&](int64_t i) {
     const int64_t from = max(0, min(lane[i / count], lanes - 1));
@@ -144,6 +148,7 @@ __global__ void __launch_bounds__(kThreads)
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     unpatchifyKernel(int64_t work, Patches patches, const T* x, float* y) {
+  awaitPrevious();
   const int count = patches.count();
   const int p = patches.p, c = patches.c, h = patches.h, w = patches.w;
   forEach(work, [&](int64_t i) {
@@ -158,6 +163,7 @@ __global__ void __launch_bounds__(kThreads)
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     unpatchifyBackwardKernel(int64_t work, Patches patches, const float* dY, T* dX) {
+  awaitPrevious();
   const int count = patches.count();
   forEach(work, [&](int64_t i) {
     const int in = static_cast<int>(i % count);

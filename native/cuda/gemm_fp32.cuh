@@ -63,6 +63,7 @@ class Fp32Side {
 template <typename Shape, Lines kLinesA, Lines kLinesB, typename Epilogue>
 __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     productKernelFp32(Product p, Epilogue epilogue) {
+  awaitPrevious();
   constexpr int kQuads = Shape::kSize / 64, kK = Shape::kK, kStages = Shape::kStages;
   const TilePlace tile = tilePlace(static_cast<int>(blockIdx.x),
                                    static_cast<int>((p.m + Shape::kSize - 1) / Shape::kSize),

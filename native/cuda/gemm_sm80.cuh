@@ -197,6 +197,7 @@ struct WarpPlace {
 template <typename T, typename Shape, Lines kLinesA, Lines kLinesB, typename Epilogue>
 __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     productKernel(Product p, Epilogue epilogue) {
+  awaitPrevious();
   using SideA = Side<T, kLinesA, Shape::kM, Shape::kKBytes, Shape::kThreads>;
   using SideB = Side<T, kLinesB, Shape::kN, Shape::kKBytes, Shape::kThreads>;
   constexpr int kK = SideA::kK, kStages = Shape::kStages;

@@ -51,7 +51,8 @@ struct GemmShape {
   // As many as fit into 227 KB beside the barriers.
   static constexpr int kStages = std::min(kMostStages, (226 << 10) / kStageBytes);
   static constexpr size_t kSharedBytes =
-      static_cast<size_t>(kStages) * (kStageBytes + 2 * sizeof(uint64_t));
+      static_cast<size_t>(kStages) * (kStageBytes + 2 * sizeof(uint64_t)) +
+      (kTurns ? kConsumers * sizeof(uint64_t) : 0);
   static_assert(kRows % kBlockM == 0 && kTileN % kBoxColumns == 0 && kStages >= 2);
 };
 
@@ -117,11 +118,13 @@ struct Pipeline {
 
   Stage<Shape>* stages;
   uint64_t *full, *empty;  // [kStages] barriers
+  uint64_t* turns;         // of each consumer, where they take turns
 
   __device__ explicit Pipeline(char* shared)
       : stages(reinterpret_cast<Stage<Shape>*>(shared)),
         full(reinterpret_cast<uint64_t*>(shared + kStages * sizeof(Stage<Shape>))),
-        empty(full + kStages) {}
+        empty(full + kStages),
+        turns(empty + kStages) {}
 
   // rank: of this block in its cluster, of whose b it brings a share: rows of it that lie together.
   __device__ __forceinline__ void load(const CUtensorMap* a, const CUtensorMap* b, int slot,
@@ -214,8 +217,12 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
       mbarrierInit(&ring.full[i], 1);
       mbarrierInit(&ring.empty[i], kCluster * kReaders);
     }
+    if constexpr (Shape::kTurns) {
+      for (int i = 0; i < Shape::kConsumers; i++) mbarrierInit(&ring.turns[i], kReaders);
+    }
     mbarrierInitFence();
   }
+  awaitPrevious();
   const auto syncBlocks = [] {
     if constexpr (kCluster > 1) {
       clusterSync();
@@ -250,7 +257,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     }
   } else {
     growRegisters<Shape::kConsumerRegisters>();
-    int turn = 0;
+    int turn = 0, turnPhase = warpgroup == 0 ? 1 : 0;
     for (int64_t i = first; i < count; i += stride) {
       const Work work = workAt<Shape>(problem, i, rank);
       if constexpr (Shape::kTurns) {
@@ -262,12 +269,16 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
           slot = after % kStages;
           continue;
         }
+        // A stage's phases have but two names: the tile before has to be through the ring.
+        mbarrierWait(&ring.turns[warpgroup], turnPhase);
+        turnPhase ^= 1;
       }
       const int warp = thread % kWarpgroup / 32;
       const int row = Shape::kTurns ? 0 : warpgroup * Shape::kRows;  // within the tile
       const auto& last = epilogue.part(work.split);
-      using Finisher = TileFinisher<Shape::kConsumerRegisters - Ring::kBlocks * kTileN / 2 - 56, 1,
-                                    kTileN / 8, std::decay_t<decltype(last)>>;
+      // Registers for reads ahead; with two blocks there is no room for them.
+      constexpr int kSpare = Ring::kBlocks == 1 ? Shape::kConsumerRegisters - kTileN / 2 - 56 : 0;
+      using Finisher = TileFinisher<kSpare, 1, kTileN / 8, std::decay_t<decltype(last)>>;
       const auto finisherAt = [&](int block) {
         return Finisher(last, static_cast<int>(work.row) + row + block * kBlockM + warp * 16,
                         static_cast<int>(work.column), problem.m, problem.n);
@@ -291,19 +302,20 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
         previous = slot;
         advance();
       }
+      if constexpr (Shape::kTurns) {
+        if (thread % 32 == 0) mbarrierArrive(&ring.turns[(warpgroup + 1) % Shape::kConsumers]);
+      }
       wgmmaWait<0>();
       ring.release(previous);
 #pragma unroll
       for (int block = 0; block < Ring::kBlocks; block++) wgmmaTouch(sums[block]);
-      const auto finish = [](Finisher& rows, const float(&sums)[kTileN / 2]) {
-        rows.finish(reinterpret_cast<const float(&)[1][kTileN / 8][4]>(sums));
-      };
-      finish(finisher, sums[0]);
+      using Tiles = const float(&)[1][kTileN / 8][4];  // as the epilogue sees them
+      finisher.finish(reinterpret_cast<Tiles>(sums[0]));
 #pragma unroll
       for (int block = 1; block < Ring::kBlocks; block++) {
         Finisher next = finisherAt(block);
         next.readFirst();
-        finish(next, sums[block]);
+        next.finish(reinterpret_cast<Tiles>(sums[block]));
       }
     }
   }

@@ -85,6 +85,7 @@ struct Tile {
 template <typename T, int kWide>
 __global__ void __launch_bounds__(kThreads)
     statisticsKernel(Split split, int tiles, int c, const T* x, Statistics to) {
+  awaitPrevious();
   const Tile tile(split, tiles);
   const bool inside = tile.column * kWide < c;
   const T* from = x + tile.image * split.pixels * c + tile.column * kWide;
@@ -129,6 +130,7 @@ __global__ void __launch_bounds__(kThreads)
 // A block per image and group.
 __global__ void __launch_bounds__(kMergeThreads)
     mergeKernel(Split split, int c, int groups, float eps, const float* gamma, Statistics at) {
+  awaitPrevious();
   double* shared = reinterpret_cast<double*>(sharedMemory());
   const int width = c / groups, thread = static_cast<int>(threadIdx.x);
   const int64_t image = blockIdx.x / groups;
@@ -168,6 +170,7 @@ template <typename T, int kWide, bool kSilu>
 __global__ void __launch_bounds__(kThreads)
     normaliseKernel(Split split, int tiles, int c, const T* x, Statistics at, const float* beta,
                     T* y) {
+  awaitPrevious();
   const Tile tile(split, tiles);
   if (tile.column * kWide >= c) return;
   const int64_t begin = tile.image * split.pixels * c + tile.column * kWide;

@@ -68,6 +68,8 @@ namespace hopper {
 
 bool linearFits(const LinearWeight& weight, const LinearArgs& args);
 void linear(Context& context, const LinearWeight& weight, const LinearArgs& args);
+// The same by context.tuning's candidate, for a y in bf16.
+void linearCandidate(const Context& context, const LinearWeight& weight, const LinearArgs& args);
 
 // dX and dWeight; dBias is linear_backward.cu's. weight: may be null, the precision is that of x
 // then.

@@ -91,6 +91,7 @@ struct PartEpilogue {
 // to += the sum of the parts, the first first: four numbers a thread.
 __global__ void __launch_bounds__(kThreads)
     addPartsKernel(const float* parts, int64_t count, int64_t n, float* to, bool vectors) {
+  awaitPrevious();
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads * 4;
   for (int64_t i = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * 4; i < n;
        i += step) {
@@ -115,6 +116,7 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads)
     columnSumsKernel(const T* x, int64_t rows, int64_t n, int64_t each, float* parts,
                      bool vectors) {
+  awaitPrevious();
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const int64_t column = static_cast<int64_t>(blockIdx.x) * kColumns + 4 * lane;
   const int count = static_cast<int>(min(max(n - column, int64_t{0}), int64_t{4}));

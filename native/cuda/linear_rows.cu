@@ -14,6 +14,7 @@ template <typename From, typename To>
 __global__ void __launch_bounds__(kThreads)
     copyRowsKernel(const From* from, int64_t fromStride, To* to, int64_t toStride, int64_t n,
                    bool roundToTf32) {
+  awaitPrevious();
   const int64_t row = blockIdx.x;
   from += row * fromStride;
   to += row * toStride;

@@ -8,8 +8,7 @@
 //                  not fill the device
 #include <type_traits>
 
-#include "cuda/gemm_sm90.cuh"
-#include "cuda/linear.h"
+#include "cuda/linear_sm90.cuh"
 
 namespace dit::cuda::hopper {
 
@@ -147,26 +146,15 @@ bool linearFits(const LinearWeight& weight, const LinearArgs& args) {
 }
 
 void linear(Context& context, const LinearWeight& weight, const LinearArgs& args) {
-  const int64_t rows = args.x.shape[0] * args.x.shape[1], n = weight.n, k = weight.k;
-  const Matrix x = {args.x.data, rows, k, k}, w = {weight.values, n, k, weight.stride};
-  withShape(context, rows, n, [&]<typename Shape>(Shape) {
-    const auto run = [&]<Epilogue kKind, typename Out>() {
-      launchGemm<Shape, false, false>(
-          context, x, w, {.m = rows, .n = n, .k = k},
-          Whole<ForwardEpilogue<kKind, Out, Bf16>>{ForwardEpilogue<kKind, Out, Bf16>(args)});
-    };
-    const auto withOutput = [&]<Epilogue kKind>() {
-      return args.y.dtype == DType::BF16 ? run.template operator()<kKind, Bf16>()
-                                         : run.template operator()<kKind, float>();
-    };
-    switch (args.epilogue) {
-      case Epilogue::Bias:
-        return withOutput.template operator()<Epilogue::Bias>();
-      case Epilogue::BiasGelu:
-        return withOutput.template operator()<Epilogue::BiasGelu>();
-      case Epilogue::BiasResidual:
-        return withOutput.template operator()<Epilogue::BiasResidual>();
-    }
+#ifdef DIT_CUDA_CANDIDATES
+  if (context.tuning.linear >= 0 && args.y.dtype == DType::BF16) {
+    return linearCandidate(context, weight, args);
+  }
+#endif
+  const int64_t rows = args.x.shape[0] * args.x.shape[1];
+  withShape(context, rows, weight.n, [&]<typename Shape>(Shape) {
+    return args.y.dtype == DType::BF16 ? linearBy<Shape, Bf16>(context, weight, args)
+                                       : linearBy<Shape, float>(context, weight, args);
   });
 }
 

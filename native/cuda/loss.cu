@@ -134,6 +134,7 @@ struct Loss {
 };
 
 __global__ void __launch_bounds__(kThreads) lossKernel(Loss at) {
+  awaitPrevious();
   double* shared = reinterpret_cast<double*>(sharedMemory());
   const int64_t row = blockIdx.x / at.pieces;
   const LossStep step = at.steps[row];
@@ -172,6 +173,7 @@ __global__ void __launch_bounds__(kThreads) lossKernel(Loss at) {
 
 __global__ void __launch_bounds__(kThreads)
     termsKernel(int64_t rows, int64_t n, int pieces, const double2* sums, float* terms) {
+  awaitPrevious();
   forEach(rows, [&](int64_t row) {
     double squares = 0, nats = 0;
     for (int piece = 0; piece < pieces; piece++) {

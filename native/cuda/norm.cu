@@ -39,6 +39,7 @@ struct Norm {
 template <typename In, typename Out, int kQuads>
 __global__ void __launch_bounds__(kWarpThreads, kQuads > 9 ? 6 : 7)
     layerNormKernel(Norm<In, Out> at, int64_t blocksPerRow, int perWarp) {
+  awaitPrevious();
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int own = static_cast<int>(threadIdx.x) % 32 * 4, left = at.c - own;  // channels
   const int64_t row = blockIdx.x / blocksPerRow;
@@ -89,6 +90,7 @@ __global__ void __launch_bounds__(kWarpThreads, kQuads > 9 ? 6 : 7)
 // A block per token.
 template <typename In, typename Out>
 __global__ void __launch_bounds__(kPlainThreads) layerNormPlainKernel(Norm<In, Out> at) {
+  awaitPrevious();
   float* shared = reinterpret_cast<float*>(sharedMemory());
   const int64_t token = blockIdx.x, row = token / at.tokens;
   const int thread = static_cast<int>(threadIdx.x);

@@ -39,6 +39,7 @@ template <typename Number>
 __global__ void __launch_bounds__(kThreads)
     addPartsKernel(int64_t rows, int partsPerRow, int vectors, int n, const Number* parts,
                    Sums first, Sums second) {
+  awaitPrevious();
   const int distance = vectors * n;
   forEach(rows * distance, [&](int64_t i) {
     const int64_t row = i / distance;
@@ -92,6 +93,7 @@ struct Part {
 // kQuads * 128 >= C: a lane has channels own + 128 q .. + 3.
 template <typename Act, int kQuads>
 __global__ void __launch_bounds__(kWarpThreads) layerNormBackwardKernel(NormBackward<Act> at) {
+  awaitPrevious();
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32;
   const int own = thread % 32 * 4, left = at.c - own;  // channels
   const Part part(at.partsPerRow, at.tokens);
@@ -191,6 +193,7 @@ __global__ void __launch_bounds__(kWarpThreads) layerNormBackwardKernel(NormBack
 template <typename Act>
 __global__ void __launch_bounds__(kPlainThreads)
     layerNormBackwardPlainKernel(NormBackward<Act> at) {
+  awaitPrevious();
   float* shared = reinterpret_cast<float*>(sharedMemory());
   const int thread = static_cast<int>(threadIdx.x);
   const Part part(at.partsPerRow, at.tokens);
@@ -278,6 +281,7 @@ struct Gate {
 // A thread has kWide channels of one part.
 template <typename Act, int kWide>
 __global__ void __launch_bounds__(kThreads) gateBackwardKernel(int64_t work, Gate<Act> at) {
+  awaitPrevious();
   constexpr int kTogether = 4;
   forEach(work, [&](int64_t piece) {
     const int columns = at.n / kWide;

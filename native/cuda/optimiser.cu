@@ -22,6 +22,7 @@ constexpr int kSumThreads = 1024;
 // Sums of the squares of kChunk numbers. kWide: 4 where x is aligned to 16 bytes.
 template <int kWide>
 __global__ void __launch_bounds__(kThreads) squaresKernel(int64_t n, const float* x, double* sums) {
+  awaitPrevious();
   const int64_t begin = int64_t{blockIdx.x} * kChunk;
   constexpr int kTogether = 4;  // loads in flight, and sums for the sake of latency
   double own[kTogether] = {};
@@ -54,6 +55,7 @@ __global__ void __launch_bounds__(kThreads) squaresKernel(int64_t n, const float
 
 __global__ void __launch_bounds__(kSumThreads)
     addKernel(int64_t n, const double* sums, double* out) {
+  awaitPrevious();
   double sum = 0;
   for (int64_t i = threadIdx.x; i < n; i += kSumThreads) sum += sums[i];
   sum = blockSum(sum, reinterpret_cast<double*>(sharedMemory()));
@@ -96,6 +98,7 @@ struct Parameters {
 template <int kWide>
 __global__ void __launch_bounds__(kThreads)
     adamWKernel(int64_t work, Coefficients c, Parameters at) {
+  awaitPrevious();
   static_assert(kParamGranule % kWide == 0);
   forEach(work, [&](int64_t piece) {
     const int64_t i = piece * kWide;

@@ -23,6 +23,7 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads)
     toChannelsLastKernel(int64_t work, int64_t pixels, int64_t c, const float* x, float scale,
                          float shift, T* y) {
+  awaitPrevious();
   forEach(work, [&](int64_t i) {
     const Pixel at(i, pixels, c);
     for (int64_t j = 0; j < c; j++) {
@@ -34,6 +35,7 @@ __global__ void __launch_bounds__(kThreads)
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     toChannelsFirstKernel(int64_t work, int64_t pixels, int64_t c, const T* x, float* y) {
+  awaitPrevious();
   forEach(work, [&](int64_t i) {
     const Pixel at(i, pixels, c);
     for (int64_t j = 0; j < c; j++) y[at.first + j * pixels] = toFloat(x[at.last + j]);
@@ -44,6 +46,7 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads)
     sampleMomentsKernel(int64_t work, int64_t pixels, int64_t c, const T* moments,
                         const float* noise, float scale, float shift, float* y) {
+  awaitPrevious();
   forEach(work, [&](int64_t i) {
     const Pixel at(i, pixels, c);
     for (int64_t j = 0; j < c; j++) {
@@ -65,6 +68,7 @@ __device__ __forceinline__ uint8_t rgb8(float x) {
 
 template <typename T, int kWide>
 __global__ void __launch_bounds__(kThreads) toRgb8Kernel(int64_t work, const T* x, uint8_t* y) {
+  awaitPrevious();
   forEach(work, [&](int64_t i) {
     float values[kWide];
     loadWide<kWide>(values, x + i * kWide);
@@ -82,12 +86,14 @@ __global__ void __launch_bounds__(kThreads) toRgb8Kernel(int64_t work, const T* 
 __global__ void __launch_bounds__(kThreads)
     drawLatentsKernel(int64_t n, const float* mean, const float* deviation, const float* z,
                       float scale, float shift, float* y) {
+  awaitPrevious();
   forEach(n, [&](int64_t i) { y[i] = (mean[i] + deviation[i] * z[i] - shift) * scale; });
 }
 
 __global__ void __launch_bounds__(kThreads)
     qSampleKernel(int64_t work, int64_t n, const float* x0, const float* z, const float* signal,
                   const float* noise, float* y) {
+  awaitPrevious();
   forEach(work, [&](int64_t i) { y[i] = signal[i / n] * x0[i] + noise[i / n] * z[i]; });
 }
 

@@ -26,6 +26,19 @@ __device__ __forceinline__ uint32_t sharedAddress(const void* shared) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
 }
 
+// ---------------------------------------------------------------- kernels that follow one another
+
+// Every thread of every kernel calls it once, before it touches global memory. Where the kernel was
+// started early (Tuning::dependentLaunches), it waits here until those before it have ended and
+// what they wrote is seen (9.7.13.13); all of them, as each waited in the same way. Then the next
+// kernel may start early: its blocks come to this call on what this one leaves free of the device.
+__device__ __forceinline__ void awaitPrevious() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 // ---------------------------------------------------------------- numbers
 
 // 2^x, within 2 units in the last place.

@@ -27,6 +27,7 @@ struct Guide {
 };
 
 __global__ void __launch_bounds__(kThreads) guideKernel(int64_t work, Guide at) {
+  awaitPrevious();
   forEach(work, [&](int64_t i) {
     const int64_t n = at.co * at.pixels, lane = i / n, in = i % n;
     float m = at.model[within(at.cond[lane], at.rows) * n + in];
@@ -81,6 +82,7 @@ __device__ __forceinline__ void updateElement(const Update& at, const SolverStep
 
 // A thread has the elements 4 b .. 4 b + 3 of one lane. A lane that does not exist is left alone.
 __global__ void __launch_bounds__(kThreads) solverUpdateKernel(int64_t work, Update at) {
+  awaitPrevious();
   const int64_t blocks = (at.n + 3) / 4;
   forEach(work, [&](int64_t piece) {
     const SolverStep s = at.steps[piece / blocks];
@@ -102,6 +104,7 @@ __global__ void __launch_bounds__(kThreads) solverUpdateKernel(int64_t work, Upd
 
 __global__ void __launch_bounds__(kThreads)
     noiseKernel(int64_t n, uint64_t seed, uint32_t stream, uint32_t index, float* y) {
+  awaitPrevious();
   forEach((n + 3) / 4, [&](int64_t block) {
     float z[4];
     normal4(seed, static_cast<NoiseStream>(stream), index, static_cast<uint64_t>(block), z);

@@ -64,6 +64,12 @@ class Region {
     return (at >= base_ && at < base_ + kPage) ||
            (at >= base_ + mapped_ - kPage && at < base_ + mapped_);
   }
+  bool covers(const void* address) const {
+    return address >= base_ && address < base_ + mapped_ && !isGuard(address);
+  }
+  void protect(int how) const {
+    if (mprotect(base_ + kPage, mapped_ - 2 * kPage, how) != 0) throw std::bad_alloc();
+  }
   // Neither side was written to.
   bool whole() const {
     const auto untouched = [](const char* from, const char* to) {
@@ -100,6 +106,7 @@ std::map<const void*, Region> regions;  // by the address of the data
 std::map<std::pair<size_t, int>, Region> sharedRegions;
 std::vector<Region*> shared;  // in use, by rank
 size_t allocated = 0;
+bool reachable = true;
 
 // The allocation that begins at or before the address.
 const Region* before(const void* address) {
@@ -150,6 +157,19 @@ std::string nearest(const void* address) {
   return "at no allocation";
 }
 
+void setInReach(bool inReach) {
+  if (reachable == inReach) return;
+  reachable = inReach;
+  for (const auto& [data, region] : regions) {
+    region.protect(inReach ? PROT_READ | PROT_WRITE : PROT_NONE);
+  }
+}
+
+bool isOutOfReach(const void* address) {
+  const auto covers = [=](const Region* region) { return region && region->covers(address); };
+  return !reachable && (covers(before(address)) || covers(after(address)));
+}
+
 void poisonShared(int rank, size_t bytes) {
   if (bytes > kMostShared) fault("more shared memory than a block can have");
   const auto key = std::make_pair(bytes, rank);
@@ -175,6 +195,7 @@ void checkShared(const void* address, size_t bytes, const char* what) {
 }
 
 void checkGlobal(const void* address, size_t bytes, const char* what) {
+  requireWait(what);
   const Region* const region = before(address);
   if (!region || !region->contains(address, bytes)) {
     fault(std::string(what) + " outside of an allocation");

@@ -229,6 +229,7 @@ void mbarrierWait(uint64_t* barrier, int parity) {
 
 void loadBox(void* shared, const CUtensorMap* map, uint64_t* barrier, int rank, int x, int y, int z,
              int w, uint32_t blocks) {
+  simt::requireWait("TMA reads");
   const CUtensorMap tensor = *map;
   if (static_cast<int>(tensor.rank) != rank) simt::fault("TMA: a map of another rank");
   const uint32_t rowBytes = tensor.box[0] * tensor.elementBytes;

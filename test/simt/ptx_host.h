@@ -21,6 +21,8 @@ inline uint32_t sharedAddress(const void* shared) {
   return static_cast<uint32_t>(static_cast<const char*>(shared) - simt::sharedMemory()) + 1024;
 }
 
+inline void awaitPrevious() { simt::awaitPrevious(); }
+
 // ---------------------------------------------------------------- numbers
 
 inline float exp2Approx(float x) { return std::exp2(x); }

@@ -83,7 +83,10 @@ cudaError_t launchKernel(const cudaLaunchConfig_t& config, const char* kernel,
   const Dim3 grid = config.gridDim, block = config.blockDim;
   const size_t shared = config.dynamicSmemBytes;
   unsigned cluster = 1;
-  for (unsigned i = 0; i < config.numAttrs; i++) cluster = config.attrs[i].val.clusterDim.x;
+  for (unsigned i = 0; i < config.numAttrs; i++) {
+    const cudaLaunchAttribute& attribute = config.attrs[i];
+    if (attribute.id == cudaLaunchAttributeClusterDimension) cluster = attribute.val.clusterDim.x;
+  }
   if (grid.count() == 0 || block.count() == 0 || block.count() > kMostThreads || grid.y > 65535 ||
       grid.z > 65535 || shared > kMostShared || grid.x % cluster != 0) {
     return failed(cudaErrorInvalidConfiguration);

@@ -12,6 +12,8 @@
 #include <memory>
 #include <numeric>
 #include <random>
+#include <set>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -53,6 +55,7 @@ struct ThreadFiber {
   struct Block* block = nullptr;
   Position position;
   bool finished = false;
+  bool waited = false;  // for the kernels before
   // While it waits.
   const uint64_t* counter = nullptr;
   uint64_t seen = 0;
@@ -100,6 +103,8 @@ struct Machine {
   std::deque<std::function<void()>> undelivered;
   std::string fault;
   uint64_t launches = 0;
+  std::set<std::string> known;  // kernels that have run
+  bool first = false;           // cluster of the first launch of a kernel
 };
 
 Machine machine;
@@ -134,6 +139,7 @@ struct SchedulerFault {};
 void threadMain(void* argument) {
   auto* const thread = static_cast<ThreadFiber*>(argument);
   (*machine.body)();
+  if (!thread->waited) fault("ended without awaitPrevious (griddepcontrol.wait)");
   thread->finished = true;
   leave();
 }
@@ -144,13 +150,15 @@ void threadMain(void* argument) {
 [[noreturn]] void faultAtAccess() { leave(); }
 
 void onSignal(int, siginfo_t* info, void* context) {
-  if (!machine.running || !isGuard(info->si_addr)) {
+  const bool early = isOutOfReach(info->si_addr);
+  if (!machine.running || !(early || isGuard(info->si_addr))) {
     // Not the emulator's: as if it had not been caught.
     signal(SIGSEGV, SIG_DFL);
     raise(SIGSEGV);
     return;
   }
-  record("an access outside of memory: " + nearest(info->si_addr));
+  record(early ? "global memory is used before awaitPrevious (griddepcontrol.wait)"
+               : "an access outside of memory: " + nearest(info->si_addr));
   auto* const registers = &static_cast<ucontext_t*>(context)->uc_mcontext;
   // As if called, below the red zone.
   const auto stack = (registers->gregs[REG_RSP] - 256) & ~greg_t{15};
@@ -208,7 +216,7 @@ void beginCluster(Dim3 first) {
       thread.position = {.thread = {at % shape.x, at / shape.x % shape.y, at / (shape.x * shape.y)},
                          .block = {first.x + static_cast<unsigned>(rank), first.y, first.z},
                          .linear = static_cast<int>(i)};
-      thread.finished = false;
+      thread.finished = thread.waited = false;
       thread.counter = nullptr;
       thread.states.clear();
       prepare(thread.fiber, thread.stack, threadMain, &thread);
@@ -241,7 +249,9 @@ Progress takeTurns(const std::vector<size_t>& turns, size_t begin, size_t end) {
     thread.counter = nullptr;
     machine.running = &thread;
     machine.current = thread.block;
+    if (machine.first && !thread.waited && thread.position.lane() == 0) setInReach(false);
     switchFiber(machine.scheduler, thread.fiber);
+    setInReach(true);
     machine.running = nullptr;
     progress.moved++;
     if (thread.finished) progress.finished++;
@@ -352,6 +362,7 @@ bool run(const char* kernel, Dim3 grid, Dim3 block, int cluster, size_t sharedBy
   std::vector<size_t> clusters(size_t{width} * grid.y * grid.z);
   std::iota(clusters.begin(), clusters.end(), 0);
   std::shuffle(clusters.begin(), clusters.end(), random);
+  machine.first = machine.known.insert(kernel).second;
   for (const size_t i : clusters) {
     const unsigned at = static_cast<unsigned>(i);
     const Dim3 first = {at % width * static_cast<unsigned>(cluster), at / width % grid.y,
@@ -361,8 +372,20 @@ bool run(const char* kernel, Dim3 grid, Dim3 block, int cluster, size_t sharedBy
     } catch (const SchedulerFault&) {
       return false;
     }
+    machine.first = false;
   }
   return true;
+}
+
+void awaitPrevious() {
+  machine.running->waited = true;
+  setInReach(true);
+}
+
+void requireWait(const char* what) {
+  if (machine.running && !machine.running->waited) {
+    fault(std::string(what) + " global memory before awaitPrevious (griddepcontrol.wait)");
+  }
 }
 
 void fault(const std::string& what) {

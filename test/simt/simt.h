@@ -17,6 +17,8 @@
 //   - a barrier or warp operation that not all of its threads reach, or reach by different ways
 //   - accesses outside of an allocation and outside of shared memory (guard pages, canaries)
 //   - shared memory that is read before it was written (it begins as NaN)
+//   - global memory that is used before the wait for the kernels before, and threads without that
+//   wait
 //   - waits that were left out: copies and asynchronous products are delivered as late as allowed
 //   - everything waiting for everything
 
@@ -56,6 +58,13 @@ const std::string& lastFault();
 
 // Ends the kernel with a fault at this thread.
 [[noreturn]] void fault(const std::string& what);
+
+// The thread may use global memory from now on: the wait for the kernels before this one, which
+// none may leave out. Before it, lanes 0 of the first blocks of each kernel find all memory out of
+// reach.
+void awaitPrevious();
+// A fault where the thread that runs has not waited.
+void requireWait(const char* what);
 
 // Waits until `*counter` differs from `seen`. `what` is told when nothing can go on.
 void waitForChange(const uint64_t* counter, uint64_t seen, const char* what);
