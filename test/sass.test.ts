@@ -41,12 +41,14 @@ const products = (last: string, waits: string) => [
   'WARPGROUP.DEPBAR.LE gsb0, 0x1',
   last,
 ]
+const begin = ['ACQBULK', 'PREEXIT']
 const gemm = (loop: string[]) =>
   kernel('hopper::gemmKernel<hopper::GemmShape<128, 192, 2, 8, 1, false>, false, false, E>', [
+    ...begin,
     'USETMAXREG.TRY_ALLOC.CTAPOOL UP0, 0xe8',
     ...products('NOP', ''),
     ...loop,
-    '@!P0 BRA 0x80',
+    '@!P0 BRA 0xa0',
     'STG.E.64 desc[UR16][R16.64+0x20], R32',
     'USETMAXREG.DEALLOC.CTAPOOL 0x28',
     'UTMALDG.2D [UR16], [UR14]',
@@ -75,10 +77,17 @@ test('a fence, a barrier or a read of memory in the main loop breaks a rule', ()
 })
 
 test('local memory and atomics break a rule in any kernel', () => {
-  assert.equal(faultsOf(kernel('anyKernel<float>', ['LDG.E R1, [R2]', 'EXIT'])), [])
+  assert.equal(faultsOf(kernel('anyKernel<float>', [...begin, 'LDG.E R1, [R2]', 'EXIT'])), [])
   const bad = kernel('anyKernel<float>', ['STL [R1], R12', 'LDL.LU R14, [R1]', 'RED.E.ADD.F32 R2'])
   const lines = faultsOf(bad).join('\n')
   for (const kind of ['LDL', 'STL', 'RED']) assert.match(lines, `1 ${kind}, not 0`)
+})
+
+test('a kernel that does not wait for those before, or reads first, breaks a rule', () => {
+  const without = kernel('anyKernel<float>', ['LDG.E R1, [R2]', 'EXIT'])
+  assert.match(faultsOf(without).join('\n'), '0 ACQBULK, not at least 1')
+  const early = kernel('anyKernel<float>', ['LDG.E R1, [R2]', ...begin, 'EXIT'])
+  assert.match(faultsOf(early).join('\n'), 'LDG before ACQBULK')
 })
 
 test('tensor cores in a product of true fp32, or none in one of bf16, break a rule', () => {

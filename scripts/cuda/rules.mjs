@@ -3,12 +3,26 @@
 
 const fp32 = { HMMA: 0, HGMMA: 0 }
 
+const gemm = (perGroup) => ({
+  main: 'HGMMA',
+  counts: {
+    HGMMA: [2 * perGroup],
+    perGroup,
+    UTMALDG: [2],
+    'USETMAXREG.DEALLOC': 1,
+    'USETMAXREG.TRY_ALLOC': 1,
+    HMMA: 0,
+  },
+  loop: { perGroup, MEMBAR: 0, BAR: 0, ERRBAR: 0, LDG: 0, STG: 0, MUFU: 0 },
+})
+
 /**
  * A rule holds for kernels whose name (as in bench/KERNELS.md) matches `kernel`. `counts`: how many
  * instructions of a kind there are, exactly (a number) or at least ([number]). A kind may name
  * modifiers, in any order, that an instruction must have. `loop`: the same within the main loop, the
  * innermost one with the most of `main`; the compiler may have unrolled it. `groups`: groups of wgmma;
- * `perGroup`: their instructions.
+ * `perGroup`: their instructions. `first`: an instruction that stands before all that use global
+ * memory. `arch`: of these architectures only.
  */
 export const rules = [
   {
@@ -17,20 +31,23 @@ export const rules = [
     counts: { LDL: 0, STL: 0, ATOM: 0, ATOMG: 0, ATOMS: 0, RED: 0 },
   },
   {
+    why: 'no global memory before the wait for the kernels before, which may still run',
+    kernel: /./,
+    arch: /^sm_90/,
+    counts: { ACQBULK: [1], PREEXIT: [1] },
+    first: 'ACQBULK',
+  },
+  {
     // Where ptxas thinks that sums are touched while products run, it puts a wait after every
     // product: a group each. MEMBAR: a fence for all of the device, some hundred clocks.
     why: 'products of warpgroups that run on, on what TMA brings, with registers divided anew',
-    kernel: /^hopper::gemmKernel</,
-    main: 'HGMMA',
-    counts: {
-      HGMMA: [8],
-      perGroup: 4,
-      UTMALDG: [2],
-      'USETMAXREG.DEALLOC': 1,
-      'USETMAXREG.TRY_ALLOC': 1,
-      HMMA: 0,
-    },
-    loop: { perGroup: 4, MEMBAR: 0, BAR: 0, ERRBAR: 0, LDG: 0, STG: 0, MUFU: 0 },
+    kernel: /^hopper::gemmKernel<hopper::GemmShape<(128, \d+, \d, \d, \d+, false|64,)/,
+    ...gemm(4),
+  },
+  {
+    why: 'the same where a warpgroup has two blocks of 64 rows',
+    kernel: /^hopper::gemmKernel<hopper::GemmShape<(128, \d+, \d, \d, \d+, true|256,)/,
+    ...gemm(8),
   },
   {
     why: 'one copy for both blocks of a cluster',

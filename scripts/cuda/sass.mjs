@@ -151,12 +151,20 @@ function broken(code, expected, where) {
   return faults
 }
 
+/** Instructions that may use global memory. */
+const globalMemory = /^(LD|ST|LDG|STG|LDGSTS|ATOM|ATOMG|RED|UTMALDG|UTMASTG|UBLKCP)$/
+
 /** What of a kernel breaks a rule: lines of text. */
 export function faultsOf(kernel) {
   return rules
-    .filter((rule) => rule.kernel.test(kernel.name))
+    .filter((rule) => rule.kernel.test(kernel.name) && (rule.arch ?? /./).test(kernel.arch))
     .flatMap((rule) => {
       const faults = broken(kernel.code, rule.counts ?? {}, 'kernel')
+      const access = kernel.code.findIndex((each) => globalMemory.test(each.kind))
+      if (rule.first && access >= 0) {
+        const first = kernel.code.findIndex((each) => each.kind === rule.first)
+        if (first > access) faults.push(`${kernel.code[access].kind} before ${rule.first}`)
+      }
       if (rule.loop) {
         const loop = mainLoop(kernel.code, rule.main)
         if (loop) faults.push(...broken(loop, rule.loop, 'main loop'))
