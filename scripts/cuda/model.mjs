@@ -23,6 +23,7 @@ machine.clock = machine.bf16 / (machine.multiprocessors * machine.flopPerClock)
 
 const assumed = {
   launch: 1.0e-6, // from one kernel of a graph to the next
+  hidden: 0.8e-6, // of it, where the next kernel starts early (programmatic dependent launch)
   fill: 1.5e-6, // until a persistent kernel's first products, and after its last
   latency: 650, // clocks of a read that misses L1
 }
@@ -62,30 +63,45 @@ export function tileWidth(m, n) {
   return widths.reduce((best, each) => (time(each) < time(best) ? each : best))[0]
 }
 
-/** y [m, n] over k, with an epilogue; `splits`: parts of k. */
+/** withShape of linear_sm90.cu. */
+function productionShape(m, n) {
+  const tileN = tileWidth(m, n)
+  return {
+    tileM: 128,
+    tileN,
+    cluster: m > 512 && tileN > 64 ? 2 : 1,
+    stages: Math.min(8, Math.floor((226 << 10) / ((128 + tileN) * 128))),
+    turns: false,
+  }
+}
+
+/** y [m, n] over k, with an epilogue; `splits`: parts of k; `shape`: as in linear_candidates.h. */
 export function hopperProduct({
   m,
   n,
   k,
   epilogue = 'store',
   splits = 1,
-  width = tileWidth(m, n),
+  shape = productionShape(m, n),
 }) {
-  const cluster = m > 512 && width > 64 ? 2 : 1
-  const stages = Math.min(8, Math.floor((226 << 10) / ((128 + width) * 128)))
-  const tiles = up(up(m, 128), cluster) * cluster * up(n, width) * splits
+  const { tileM, tileN, cluster, stages, turns } = shape
+  const tiles = up(m, tileM * cluster) * cluster * up(n, tileN) * splits
   const busy = Math.min(tiles, machine.multiprocessors)
   const rounds = up(tiles, machine.multiprocessors)
-  const matrix = (128 * width * 64 * 2) / machine.flopPerClock
+  const matrix = (tileM * tileN * 64 * 2) / machine.flopPerClock
   // Clocks of a step: its products, or its bytes from L2, of which idle multiprocessors leave more.
   const l2 = (machine.l2 * machine.multiprocessors) / busy
-  const fromL2 = ((128 + width / cluster) * 128) / l2
+  const fromL2 = ((tileM + tileN / cluster) * 128) / l2
   const step = Math.max(matrix, fromL2)
   const steps = up(up(k, 64), splits)
   const { perFour, latencies } = epilogues[epilogue]
-  const own = (width / 8) * perFour + latencies * assumed.latency
-  // One warpgroup's epilogue runs beside the other's products, up to a ring of stages ahead.
-  const exposed = 2 * Math.max(0, own - (stages * step) / 2)
+  const blocks = tileM / 64 / (turns ? 1 : 2) // of 64 rows, a warpgroup's
+  const own = blocks * ((tileN / 8) * perFour + latencies * assumed.latency)
+  // One warpgroup's epilogue runs beside the other's products: up to a ring of stages ahead, or all
+  // of a tile where they take turns.
+  const exposed = turns
+    ? Math.max(0, own - steps * step)
+    : 2 * Math.max(0, own - (stages * step) / 2)
   const tile = steps * step + exposed + (rounds === 1 ? own : 0)
   const flops = 2 * m * n * k
   const compute = (rounds * tile) / machine.clock
@@ -95,7 +111,7 @@ export function hopperProduct({
     // How full the last round is, the share of a step that waits for L2, and of a tile its epilogue.
     fill: tiles / (rounds * machine.multiprocessors),
     note:
-      `128×${width}${cluster > 1 ? ' ×2' : ''}, ${tiles} tiles, ${rounds} round${rounds > 1 ? 's' : ''}` +
+      `${tileM}×${tileN}${cluster > 1 ? ' ×2' : ''}, ${tiles} tiles, ${rounds} round${rounds > 1 ? 's' : ''}` +
       `${fromL2 > matrix ? `, L2 ${(fromL2 / matrix).toFixed(2)}×` : ''}` +
       `${exposed > 0 ? `, epilogue +${Math.round((100 * exposed) / (steps * step))} %` : ''}`,
   }

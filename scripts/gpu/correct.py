@@ -55,6 +55,9 @@ SANITIZED = [
     "trainer/fixture/gradients/",
     "vae/decode/fixture",
 ]
+# Cases that start many different kernels after one another.
+EARLY = ["dit/", "sampler/", "trainer/fixture", "vae/decode", "candidates/dependent", "linear/BF16"]
+EARLY_LIMIT = 70
 SANITIZERS = ("memcheck", "racecheck")
 
 
@@ -126,6 +129,19 @@ def full_size(payload, device, report, log, args):
         cases = Cases(payload, device, family, full=True).run(["full/"], 5, FULL_LIMIT)
         part = f"full-size networks, {cases.label}"
         add_cases(cases, part, report, log, time.monotonic() - begin)
+
+
+def dependent(payload, device, report, log, args):
+    """Whole networks with kernels that start before those before them have ended. Nothing but their
+    own wait keeps them from reading too early, here and in recorded rounds."""
+    part = "kernels that start early"
+    if not device.startswith("cuda"):
+        report.add(part, 0, 0, f"not run: {device} has no kernels")
+        return
+    begin = time.monotonic()
+    cases = Cases(payload, device, FAMILIES[0], more={"DIT_CUDA_TUNING": "launch=dependent"})
+    cases.run(EARLY, 2, EARLY_LIMIT)
+    add_cases(cases, part, report, log, time.monotonic() - begin)
 
 
 def sanitize(payload, device, report, log, args):
@@ -216,6 +232,7 @@ def peer(payload, device, report, log, args):
 PARTS = {
     "native": native,
     "full": full_size,
+    "dependent": dependent,
     "sanitize": sanitize,
     "node": node,
     "peer": peer,

@@ -40,6 +40,9 @@ class Payload:
             self._unpack(os.path.join(ROOT, "build/gpu-payload"))
         with open(os.path.join(self.folder, "gpu/payload.json"), encoding="utf-8") as file:
             self.facts = json.load(file)
+        # {label: {variant: seconds}}: what was expected of variants before they were timed.
+        with open(os.path.join(self.folder, "gpu/predictions.json"), encoding="utf-8") as file:
+            self.predictions = json.load(file)
         self.test = os.path.join(self.folder, "build/Release/dit_native_test")
         self.node = os.path.join(self.folder, "gpu/bin/node")
         self.fixtures = os.path.join(ROOT, "test/fixtures")

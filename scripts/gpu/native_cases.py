@@ -24,8 +24,9 @@ def last_line(output):
 class Cases:
     """The results of one device and family of kernels."""
 
-    def __init__(self, payload, device, family=None, full=False):
+    def __init__(self, payload, device, family=None, full=False, more=None):
         self.payload, self.device, self.family, self.full = payload, device, family, full
+        self.more = more or {}  # of the environment
         self.passed, self.failures, self.not_run = set(), {}, []
         self.hung = set()
         self.log, self.times = [], {}
@@ -35,7 +36,7 @@ class Cases:
     def env(self):
         chosen = {ARCH: self.family} if self.family else {}
         # The oracles are serial; many processes share the processor.
-        return self.payload.environment(OMP_NUM_THREADS="2", **chosen)
+        return self.payload.environment(OMP_NUM_THREADS="2", **chosen, **self.more)
 
     def command(self, *args):
         full = ["--full"] if self.full else []

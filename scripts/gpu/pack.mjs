@@ -24,12 +24,15 @@ import {
   statSync,
   writeFileSync,
 } from 'node:fs'
+import { availableParallelism, totalmem } from 'node:os'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
+import { variantPredictions } from '../cuda/variants.mjs'
 
 const root = fileURLToPath(new URL('../..', import.meta.url)).replace(/\/$/, '')
 const target = path.join(root, 'build/gpu-payload')
+const candidatesBuild = 'build/gpu-candidates' // a build of its own, with -DDIT_CUDA_CANDIDATES=ON
 const kMebibyte = 2 ** 20
 const kPayloadLimit = 60 * kMebibyte
 const kCallLimit = 64 * kMebibyte // payload and working tree, that travel together
@@ -191,12 +194,14 @@ function packLibraries(libraries) {
 
 function packProject({ cuda, emulator, selfContained }) {
   const project = new Archive('project')
-  const binaries = ['dit_native_test', 'dit_native.node']
-  if (cuda) binaries.push('libdit_cuda.so')
-  if (emulator) binaries.push('libdit_cuda_emulated.so')
-  for (const name of binaries) {
-    const from = path.join(root, 'build/Release', name)
-    if (!existsSync(from)) fail(`the build made no build/Release/${name}`)
+  const binaries = [['build', 'dit_native.node']]
+  // With the candidates, whose timings are what the machine is for.
+  binaries.push([cuda ? candidatesBuild : 'build', 'dit_native_test'])
+  if (cuda) binaries.push([candidatesBuild, 'libdit_cuda.so'])
+  if (emulator) binaries.push(['build', 'libdit_cuda_emulated.so'])
+  for (const [build, name] of binaries) {
+    const from = path.join(root, build, 'Release', name)
+    if (!existsSync(from)) fail(`the build made no ${build}/Release/${name}`)
     project.add(from, `build/Release/${name}`)
   }
   project.addTree('dist')
@@ -209,8 +214,10 @@ function packProject({ cuda, emulator, selfContained }) {
     node: process.version,
     compiler: output('c++', '--version').split('\n')[0],
     nvcc: cuda ? nvccVersion() : 'none',
-    cudaBytes: cuda ? statSync(path.join(root, 'build/Release/libdit_cuda.so')).size : 0,
+    cudaBytes: cuda ? statSync(path.join(root, candidatesBuild, 'Release/libdit_cuda.so')).size : 0,
+    candidates: cuda,
   }
+  writeFileSync(project.place('gpu/predictions.json'), JSON.stringify(variantPredictions()))
   writeFileSync(project.place('gpu/payload.json'), `${JSON.stringify(facts, undefined, 2)}\n`)
   project.write()
   return project.file
@@ -237,6 +244,12 @@ run(process.execPath, 'scripts/build-native.mjs')
 run(process.execPath, 'scripts/build-ts.mjs')
 if (cuda && !existsSync(path.join(root, 'build/Release/libdit_cuda.so'))) {
   fail('there is no libdit_cuda.so: cmake found no nvcc. Without it, say --without-cuda')
+}
+if (cuda) {
+  const jobs = Math.max(1, Math.min(availableParallelism(), Math.floor(totalmem() / 1.5e9)))
+  run('cmake', '-S', '.', '-B', candidatesBuild, '-DDIT_CUDA_CANDIDATES=ON')
+  const targets = ['--target', 'dit_cuda', 'dit_native_test']
+  run('cmake', '--build', candidatesBuild, '--parallel', String(jobs), ...targets)
 }
 mkdirSync(target, { recursive: true })
 const files = [

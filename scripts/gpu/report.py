@@ -108,6 +108,78 @@ def details(peer):
     return table(["PyTorch", "how", "median", "rate or reason", "peak memory"], rows)
 
 
+def group_variants(records):
+    """{label: {variant: record}}, in the order of the records."""
+    found = {}
+    for record in records:
+        found.setdefault(record["label"], {})[record["variant"]] = record
+    return found
+
+
+def variants(records, predictions):
+    """What is fastest for each label, beside production."""
+    rows, totals = [], {}
+    for label, runs in group_variants(records).items():
+        production = runs.get("production")
+        others = [run for name, run in runs.items() if name not in ("production", "again")]
+        if production is None:
+            continue
+        expected = predictions.get(label, {})
+        predict = lambda name: duration(expected[name]) if name in expected else ""  # noqa: E731
+        base, again = production["seconds"], runs.get("again")
+        best = min([production, *others], key=lambda run: run["seconds"])
+        rows.append(
+            [
+                label,
+                duration(base),
+                predict("production"),
+                f"{100 * (again['seconds'] / base - 1):+.1f} %" if again else "",
+                rate_text(production),
+                best["variant"],
+                duration(best["seconds"]),
+                predict(best["variant"]),
+                f"{base / best['seconds']:.3f}",
+                str(len(others)),
+            ]
+        )
+        if label.startswith("linear."):
+            total = totals.setdefault(f"{label.split(' ')[1].split('x')[0]} rows", [0, 0, 0, 0])
+            for i, value in enumerate((1, production["flops"], base, best["seconds"])):
+                total[i] += value
+    columns = ["variants of", "production", "predicted", "again", "rate"]
+    columns += ["fastest", "time", "predicted", "× production", "others"]
+    lines = [
+        f"- The four linears at {key}: {flops / base * 1e-12:.2f} TFLOP/s, each by its fastest "
+        f"{flops / best * 1e-12:.2f}"
+        for key, (count, flops, base, best) in totals.items()
+        if count == 4
+    ]
+    head = (
+        "Production is timed first and last (“again”): what is gained has to be more than that "
+        "differs. “predicted” is scripts/cuda/variants.mjs, an H100 on paper."
+    )
+    return "\n\n".join(part for part in (head, table(columns, rows), "\n".join(lines)) if part)
+
+
+def variant_details(records, predictions):
+    rows = [
+        [
+            label,
+            name,
+            duration(run["seconds"]),
+            duration(run["best"]),
+            duration(expected) if expected else "",
+            f"{run['seconds'] / expected:.2f}" if expected else "",
+            rate_text(run),
+        ]
+        for label, runs in group_variants(records).items()
+        for name, run in runs.items()
+        for expected in [predictions.get(label, {}).get(name)]
+    ]
+    columns = ["variants of", "variant", "median", "best", "predicted", "× predicted", "rate"]
+    return table(columns, rows) if rows else ""
+
+
 def linears(ours, theirs):
     """The four products of a block together: their rate weighted by their operations."""
     lines = []

@@ -1,20 +1,11 @@
 // What may be tried out on a device (native/cuda/tuning.h) changes no bit of a result.
-#include <cstdlib>
-#include <iterator>
 #include <string>
 
-#include "cuda/linear_candidates.h"
 #include "harness.h"
+#include "tuned.h"
 
 namespace dit::test {
 namespace {
-
-// For as long as it lives, devices are opened with these choices.
-class Tuned {
- public:
-  explicit Tuned(const std::string& choices) { setenv("DIT_CUDA_TUNING", choices.c_str(), 1); }
-  ~Tuned() { unsetenv("DIT_CUDA_TUNING"); }
-};
 
 struct Size {
   int64_t r, m, n, k;
@@ -48,14 +39,6 @@ std::vector<char> outputs(Test& test, const Size& size) {
     all.insert(all.end(), bytes.begin(), bytes.end());
   }
   return all;
-}
-
-// Whether there are kernels to choose from; elsewhere the choice is refused.
-bool hasCandidates(const std::string& device) {
-#ifdef DIT_CUDA_CANDIDATES
-  if (device.starts_with("cuda")) return true;
-#endif
-  return device == "cuda:emulated";
 }
 
 void sameBits(Test& test, const std::string& choices, const Size& size) {

@@ -9,6 +9,7 @@
 #include "harness.h"
 #include "model/trainer.h"
 #include "model/vae.h"
+#include "tuned.h"
 
 namespace dit::test {
 namespace {
@@ -124,6 +125,21 @@ void sampling(Test& test, const Scale& scale, Precision precision) {
   }
 }
 
+// A step with kernels that start while those before them end, beside one without.
+void stepVariants(Test& test, const Scale& scale, const Images& given) {
+  const DitConfig config = resized(scale.config, given.pixels);
+  const std::string device = test.options().device;
+  std::vector<std::string> choices;
+  if (device.starts_with("cuda")) choices.push_back("launch=dependent");
+  benchVariants(test, choices, [&](Test& other) {
+    RepeatedWeights weights(ditParams(config));
+    Model model(other, config, weights, Precision::BF16, given.count);
+    const std::string label =
+        detail::concat(scale.model, ".step ", 2 * given.count, "x", given.pixels, "px bf16");
+    step(other, label, model, given.count);
+  });
+}
+
 // Forward and backward of all micro-batches, gradient norm, AdamW and the moving average.
 void training(Test& test, const Scale& scale, Precision precision) {
   const DitConfig config = resized(scale.config, scale.batchPixels);
@@ -180,6 +196,14 @@ DIT_CASES(modelBenchCases) {
   const std::pair<const char*, Run> parts[] = {
       {"sampling", sampling}, {"training", training}, {"decode", decoding}};
   for (const Scale& scale : scales()) {
+    for (const Images& images : scale.sampling) {
+      if (images.pixels != scale.batchPixels) continue;
+      addCase(CaseKind::Bench, detail::concat("variants/", scale.name, "/step-", images.count),
+              [=](Test& test) {
+                if (!hasTimeFor(test, scale.name) || !hasPrecision(test, Precision::BF16)) return;
+                stepVariants(test, scale, images);
+              });
+    }
     for (const auto& [name, run] : parts) {
       for (const Precision precision : {Precision::BF16, Precision::TF32}) {
         addCase(CaseKind::Bench,

@@ -9,6 +9,7 @@
 
 #include "beside_torch.h"
 #include "harness.h"
+#include "tuned.h"
 
 namespace dit::test {
 namespace {
@@ -80,41 +81,71 @@ RowVector ownRows(Test& test, const DeviceTensor& table) {
   return {table, test.upload(index)};
 }
 
-// With the epilogues that the model uses: bias; bias, gate and residual; bias and GELU.
-void linear(Test& test, const Scale& scale, Precision precision, int64_t rows) {
-  const DType act = activationType(precision);
-  const int64_t tokens = scale.tokens;
-  for (const Product& product : products(scale.hidden)) {
-    const int64_t n = product.n, k = product.k;
-    const DeviceTensor x = drawn(test, act, {rows, tokens, k});
-    const DeviceTensor residual = drawn(test, act, {rows, tokens, n}, 2);
-    const DeviceTensor bias = drawn(test, DType::F32, {n}, 3);
-    const DeviceTensor gate = drawn(test, DType::F32, {rows, n}, 4);
-    const DeviceTensor y = test.output(act, {rows, tokens, n});
-    std::vector<float> values = weightValues(test, {n, k});
-    std::vector<std::unique_ptr<PreparedWeight>> weights;
+// A product with the epilogue that the model uses: bias; bias, gate and residual; bias and GELU.
+class LinearBench {
+ public:
+  LinearBench(Test& test, const Scale& scale, Precision precision, const Product& product,
+              int64_t rows)
+      : act_(activationType(precision)),
+        n_(product.n),
+        k_(product.k),
+        tokens_(rows * scale.tokens),
+        label_(detail::concat("linear.", product.name, " ", tokens_, "x", n_, "x", k_, " ",
+                              precisionName(precision))),
+        x_(drawn(test, act_, {rows, scale.tokens, k_})),
+        residual_(drawn(test, act_, {rows, scale.tokens, n_}, 2)),
+        bias_(drawn(test, DType::F32, {n_}, 3)),
+        gate_(drawn(test, DType::F32, {rows, n_}, 4)),
+        y_(test.output(act_, {rows, scale.tokens, n_})),
+        args_{.x = x_, .bias = bias_, .y = y_} {
+    std::vector<float> values = weightValues(test, {n_, k_});
     for (int i = 0; i < kWeights; i++) {
-      weights.push_back(
-          test.ops().prepareLinear({.values = Tensor(values.data(), DType::F32, {n, k}),
-                                    .rows = tokens,
+      weights_.push_back(
+          test.ops().prepareLinear({.values = Tensor(values.data(), DType::F32, {n_, k_}),
+                                    .rows = scale.tokens,
                                     .precision = precision}));
     }
-    LinearArgs args{.x = x, .bias = bias, .y = y};
     const std::string name = product.name;
-    if (name == "fc1") args.epilogue = Epilogue::BiasGelu;
+    if (name == "fc1") args_.epilogue = Epilogue::BiasGelu;
     if (name == "proj" || name == "fc2") {
-      args.epilogue = Epilogue::BiasResidual;
-      args.gate = ownRows(test, gate);
-      args.residual = residual;
+      args_.epilogue = Epilogue::BiasResidual;
+      args_.gate = ownRows(test, gate_);
+      args_.residual = residual_;
     }
-    size_t next = 0;
-    test.bench(detail::concat("linear.", name, " ", rows * tokens, "x", n, "x", k, " ",
-                              precisionName(precision)),
-               2.0 * static_cast<double>(rows * tokens * n * k), 0, [&] {
-                 args.weight = weights[next++ % kWeights].get();
-                 test.ops().linear(args);
-               });
+    bias_.download();  // all of it is there, for other streams, too
   }
+
+  void run(Test& test) {
+    size_t next = 0;
+    test.bench(label_, 2.0 * static_cast<double>(tokens_ * n_ * k_), 0, [&] {
+      args_.weight = weights_[next++ % kWeights].get();
+      test.ops().linear(args_);
+    });
+  }
+
+ private:
+  DType act_;
+  int64_t n_, k_, tokens_;
+  std::string label_;
+  DeviceTensor x_, residual_, bias_, gate_, y_;
+  std::vector<std::unique_ptr<PreparedWeight>> weights_;
+  LinearArgs args_;
+};
+
+void linear(Test& test, const Scale& scale, Precision precision, int64_t rows) {
+  for (const Product& product : products(scale.hidden)) {
+    LinearBench(test, scale, precision, product, rows).run(test);
+  }
+}
+
+// In bf16 by each of the candidates.
+void linearVariants(Test& test, const Scale& scale, const Product& product, int64_t rows) {
+  std::vector<std::string> choices;
+  for (const cuda::LinearCandidate& candidate : cuda::kLinearCandidates) {
+    if (hasCandidates(test.options().device)) choices.push_back("linear=" + candidate.name());
+  }
+  LinearBench bench(test, scale, Precision::BF16, product, rows);
+  benchVariants(test, choices, [&](Test& other) { bench.run(other); });
 }
 
 // dX, dWeight += and dBias +=; of fc2 with the derivative of the GELU before it.
@@ -268,6 +299,17 @@ DIT_CASES(opsBenchCases) {
       });
       add(scale, "conv", precision, convolutions);
       add(scale, "linearBackward", precision, linearBackward);
+    }
+    for (const Product& product : products(scale.hidden)) {
+      for (const int64_t rows : scale.rows) {
+        addCase(CaseKind::Bench,
+                detail::concat("variants/", scale.name, "/linear.", product.name, "-",
+                               rows * scale.tokens),
+                [=](Test& test) {
+                  if (!hasTimeFor(test, scale.name) || !hasPrecision(test, Precision::BF16)) return;
+                  linearVariants(test, scale, product, rows);
+                });
+      }
     }
     add(scale, "attention", Precision::BF16, attention);
     add(scale, "norms", Precision::BF16, norms);
