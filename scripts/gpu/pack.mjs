@@ -5,7 +5,8 @@
 //
 //   node.tar.xz       Node, which only the parts in JavaScript need
 //   libraries.tar.xz  oneDNN and what it needs, npm packages
-//   project.tar.xz    dit_native_test, dit_native.node, libdit_cuda.so, dist/, and what was packed
+//   project.tar.xz    dit_native_test, dit_native.node, libdit_cuda.so, dist/, what was packed, and
+//                     what is expected of the candidates, which this libdit_cuda.so has
 //
 // The first two are made again only when what is in them changes. The working tree is expected beside
 // them there. --self-contained adds what is needed of the tree
