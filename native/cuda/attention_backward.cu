@@ -23,6 +23,7 @@
 // head (10 are needed) for 7 T d numbers read and 3 T d written at least.
 #include <cmath>
 
+#include "cuda/attention_sm90.h"
 #include "cuda/attention_tiles.cuh"
 #include "cuda/dispatch.h"
 #include "cuda/kernels.h"
@@ -232,6 +233,9 @@ void attentionBackward(Context& context, const AttentionBackwardArgs& args) {
   const int64_t rows = args.y.shape[0], tokens = args.y.shape[1], c = args.y.shape[2];
   const int64_t d = c / args.heads;
   if (args.y.count() == 0) return;
+  if (context.arch == Arch::Sm90a && hopper::attentionBackwardFits(args)) {
+    return hopper::attentionBackward(context, args);
+  }
   float* const delta =
       static_cast<float*>(context.scratch(static_cast<size_t>(rows * args.heads * tokens) * 4));
   withAttentionShape<BackwardShape>(args.qkv.dtype, args.tf32, d, [&]<typename Shape>(Shape) {

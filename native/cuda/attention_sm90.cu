@@ -6,49 +6,30 @@
 // way while the last are worked on: at T = 256 a piece has but two tiles of 128 keys. While one
 // warpgroup is at its exponentials, the other's products may use the tensor cores.
 //
-// 72 is no multiple of the 64 numbers (128 bytes) of the widest swizzle. A row lies in two panels,
-// one of 64 numbers and one of 16, of which 8 exist and 8 are read as 0: q k^T takes them in a
-// fifth step of 16, p v in a product 16 wide beside that of 64. So nothing is padded in memory, and
-// of the operations a tenth is for zeros.
-//
 //   shared memory, d = 72   20 KB a tile: 2 of queries, 3 of keys, 3 of values
 //   registers a thread      64 scores, 32 pairs of weights, 40 sums
 //
 // A query's bits follow from its own row and head: keys come in tiles of 128, from the first.
 #include <cmath>
 
+#include "cuda/attention_sm90.cuh"
 #include "cuda/attention_sm90.h"
 #include "cuda/kernels.h"
-#include "cuda/numbers.cuh"
-#include "cuda/ptx_hopper.cuh"
 #include "cuda/tensor_map.h"
 
 namespace dit::cuda::hopper {
 
 namespace {
 
-constexpr int kWarpgroup = 128;
 constexpr int kConsumers = 2;
 constexpr int kThreads = (1 + kConsumers) * kWarpgroup;
 constexpr int kTile = 128;                // queries of a piece, keys of a tile
 constexpr int kOwn = kTile / kConsumers;  // queries of a warpgroup
 constexpr int kQuerySlots = 2, kKeySlots = 3;
-constexpr int kStep = 16;       // of the products' dimension, of one instruction
-constexpr int kPanel = 64;      // numbers of a row in the first panel
-constexpr int kRestPanel = 16;  // and in the second
-
-template <int kD>
-struct TileMemory {
-  static constexpr bool kHasRest = kD > kPanel;
-  alignas(1024) char panel[kTile * kPanel * 2];
-  alignas(1024) char rest[kHasRest ? kTile * kRestPanel * 2 : 1024];
-
-  static constexpr int kBytes = kTile * (kPanel + (kHasRest ? kRestPanel : 0)) * 2;
-};
 
 template <int kD>
 struct Shared {
-  TileMemory<kD> queries[kQuerySlots], keys[kKeySlots], values[kKeySlots];
+  TileMemory<kD, kTile> queries[kQuerySlots], keys[kKeySlots], values[kKeySlots];
   uint64_t queriesFull[kQuerySlots], queriesEmpty[kQuerySlots];
   uint64_t keysFull[kKeySlots], valuesFull[kKeySlots], empty[kKeySlots];
 };
@@ -72,27 +53,12 @@ __device__ __forceinline__ Piece pieceAt(const Parameters& p, int64_t i) {
   return {static_cast<int>(head / p.heads), static_cast<int>(head % p.heads), tile * kTile};
 }
 
-// A place in a ring and how often it was gone round.
-template <int kSlots>
-struct Ring {
-  int slot = 0, phase = 0;
-  __device__ __forceinline__ void advance() {
-    if (++slot == kSlots) {
-      slot = 0;
-      phase ^= 1;
-    }
-  }
-};
-
 template <int kD>
-__device__ __forceinline__ void loadTile(TileMemory<kD>& to, const CUtensorMap* panel,
+__device__ __forceinline__ void loadTile(TileMemory<kD, kTile>& to, const CUtensorMap* panel,
                                          const CUtensorMap* rest, uint64_t* barrier, int head,
                                          int token, int row) {
-  mbarrierArriveExpect(barrier, TileMemory<kD>::kBytes);
-  loadBox4(to.panel, panel, barrier, 0, head, token, row);
-  if constexpr (TileMemory<kD>::kHasRest) {
-    loadBox4(to.rest, rest, barrier, kPanel, head, token, row);
-  }
+  mbarrierArriveExpect(barrier, TileMemory<kD, kTile>::kBytes);
+  loadRows(to, 0, panel, rest, barrier, head, token, row);
 }
 
 template <int kD>
@@ -119,64 +85,15 @@ __device__ void produce(const CUtensorMap* panel, const CUtensorMap* rest, const
   }
 }
 
-// scores [64, 128] = q k^T. Rows are contiguous along the products' dimension: an atom of 8 rows
-// has 1024 bytes in the first panel, 256 in the second.
 template <int kD>
-__device__ __forceinline__ void startScores(float (&scores)[kTile / 2], const TileMemory<kD>& q,
-                                            int consumer, const TileMemory<kD>& k) {
-  wgmmaFence();
+__device__ __forceinline__ void scaleSums(Sums<kD>& sums, float upper, float lower) {
 #pragma unroll
-  for (int step = 0; step < kPanel / kStep; step++) {
-    const char* const rows = q.panel + consumer * kOwn * kPanel * 2;
-    wgmmaAsync<0, 0>(scores, matrixDescriptor(rows + step * kStep * 2, 0, 1024, Swizzle::Bytes128),
-                     matrixDescriptor(k.panel + step * kStep * 2, 0, 1024, Swizzle::Bytes128),
-                     step > 0);
+  for (int i = 0; i < kPanel / 2; i++) sums.panel[i] *= i / 2 % 2 == 0 ? upper : lower;
+  if constexpr (Sums<kD>::kHasRest) {
+#pragma unroll
+    for (int i = 0; i < kRestPanel / 2; i++) sums.rest[i] *= i / 2 % 2 == 0 ? upper : lower;
   }
-  if constexpr (TileMemory<kD>::kHasRest) {
-    const char* const rows = q.rest + consumer * kOwn * kRestPanel * 2;
-    wgmmaAsync<0, 0>(scores, matrixDescriptor(rows, 0, 256, Swizzle::Bytes32),
-                     matrixDescriptor(k.rest, 0, 256, Swizzle::Bytes32), true);
-  }
-  wgmmaCommit();
 }
-
-// The sums of a warpgroup's queries, as wgmma has them.
-template <int kD>
-struct Sums {
-  static constexpr bool kHasRest = TileMemory<kD>::kHasRest;
-  float panel[kPanel / 2];
-  float rest[kRestPanel / 2];
-
-  __device__ __forceinline__ void scale(float upper, float lower) {
-#pragma unroll
-    for (int i = 0; i < kPanel / 2; i++) panel[i] *= i / 2 % 2 == 0 ? upper : lower;
-    if constexpr (kHasRest) {
-#pragma unroll
-      for (int i = 0; i < kRestPanel / 2; i++) rest[i] *= i / 2 % 2 == 0 ? upper : lower;
-    }
-  }
-
-  // += weights [64, 128] times values [128, d], whose rows are contiguous across the products'
-  // dimension: 16 of it are 16 rows.
-  __device__ __forceinline__ void startProduct(const uint32_t (&weights)[kTile / kStep][4],
-                                               const TileMemory<kD>& v, bool accumulate) {
-    wgmmaFence();
-#pragma unroll
-    for (int step = 0; step < kTile / kStep; step++) {
-      wgmmaAsync<1>(
-          panel, weights[step],
-          matrixDescriptor(v.panel + step * kStep * kPanel * 2, 0, 1024, Swizzle::Bytes128),
-          accumulate || step > 0);
-      if constexpr (kHasRest) {
-        wgmmaAsync<1>(
-            rest, weights[step],
-            matrixDescriptor(v.rest + step * kStep * kRestPanel * 2, 0, 256, Swizzle::Bytes32),
-            accumulate || step > 0);
-      }
-    }
-    wgmmaCommit();
-  }
-};
 
 // The larger (the sum) over the four lanes that share a row.
 __device__ __forceinline__ float rowMaximum(float x) {
@@ -233,11 +150,6 @@ __device__ __forceinline__ void weigh(const float (&scores)[kTile / 2], float sc
   }
 }
 
-// Two neighbours of a row.
-__device__ __forceinline__ void storePair(Bf16* to, float a, float b) {
-  *reinterpret_cast<uint32_t*>(to) = packBf16(a, b);
-}
-
 template <int kD>
 __device__ __forceinline__ void finishRow(const Parameters& p, const Piece& piece, int query,
                                           const Sums<kD>& sums, int half, const RowState& row) {
@@ -246,15 +158,7 @@ __device__ __forceinline__ void finishRow(const Parameters& p, const Piece& piec
   const int q = static_cast<int>(threadIdx.x) % 4;
   const float inverse = 1.0f / all;
   const int64_t token = static_cast<int64_t>(piece.row) * p.tokens + query;
-  Bf16* const y = p.y + (token * p.heads + piece.head) * kD + 2 * q;
-#pragma unroll
-  for (int j = 0; j < kPanel / 8; j++) {
-    storePair(y + 8 * j, sums.panel[4 * j + 2 * half] * inverse,
-              sums.panel[4 * j + 2 * half + 1] * inverse);
-  }
-  if constexpr (Sums<kD>::kHasRest) {
-    storePair(y + kPanel, sums.rest[2 * half] * inverse, sums.rest[2 * half + 1] * inverse);
-  }
+  sums.storeRow(p.y + (token * p.heads + piece.head) * kD, half, inverse);
   if (p.logSumExp && q == 0) {
     constexpr float kLn2 = 0.693147180559945f;
     p.logSumExp[(static_cast<int64_t>(piece.row) * p.heads + piece.head) * p.tokens + query] =
@@ -280,7 +184,9 @@ __device__ void consume(const Parameters& p, Shared<kD>& shared, int consumer) {
     for (int tile = 0; tile < p.tiles; tile++) {
       float scores[kTile / 2];
       mbarrierWait(&shared.keysFull[keys.slot], keys.phase);
-      startScores<kD>(scores, shared.queries[queries.slot], consumer, shared.keys[keys.slot]);
+      wgmmaFence();
+      multiplyRows(scores, shared.queries[queries.slot], consumer * kOwn, shared.keys[keys.slot]);
+      wgmmaCommit();
       wgmmaWait<0>();
       wgmmaTouch(scores);
       if (tile == p.tiles - 1) {
@@ -295,14 +201,15 @@ __device__ void consume(const Parameters& p, Shared<kD>& shared, int consumer) {
       }
       const float factorUpper = upper.raise(mostUpper, p.scale);
       const float factorLower = lower.raise(mostLower, p.scale);
-      if (tile > 0) sums.scale(factorUpper, factorLower);
+      if (tile > 0) scaleSums(sums, factorUpper, factorLower);
       uint32_t weights[kTile / kStep][4];
       weigh(scores, p.scale, upper, lower, weights);
       mbarrierWait(&shared.valuesFull[keys.slot], keys.phase);
-      sums.startProduct(weights, shared.values[keys.slot], tile > 0);
+      wgmmaFence();
+      sums.add(weights, shared.values[keys.slot], tile > 0);
+      wgmmaCommit();
       wgmmaWait<0>();
-      wgmmaTouch(sums.panel);
-      wgmmaTouch(sums.rest);
+      sums.touch();
       release(&shared.empty[keys.slot]);
       keys.advance();
     }
@@ -356,10 +263,10 @@ void run(Context& context, const AttentionArgs& args) {
       .tiles = static_cast<int>(divideUp(tokens, kTile)),
       .scale = static_cast<float>(M_LOG2E / std::sqrt(static_cast<double>(kD)))};
   const auto map = [&](int columns) {
-    return headsMap(args.qkv.data, rows, tokens, heads, kD, kTile, columns);
+    return headsMap(args.qkv.data, rows, tokens, 3 * heads, kD, kTile, columns);
   };
   const CUtensorMap panel = map(kPanel);
-  const CUtensorMap rest = TileMemory<kD>::kHasRest ? map(kRestPanel) : panel;
+  const CUtensorMap rest = Sums<kD>::kHasRest ? map(kRestPanel) : panel;
   const int64_t pieces = rows * heads * parameters.tiles;
   const auto blocks = static_cast<unsigned>(std::min<int64_t>(pieces, context.multiprocessors));
   launch(context, attentionKernel<kD>, blocks, kThreads, sizeof(Shared<kD>), panel, rest,

@@ -9,4 +9,8 @@ namespace dit::cuda::hopper {
 bool attentionFits(const AttentionArgs& args);
 void attention(Context& context, const AttentionArgs& args);
 
+// The same of its derivative.
+bool attentionBackwardFits(const AttentionBackwardArgs& args);
+void attentionBackward(Context& context, const AttentionBackwardArgs& args);
+
 }  // namespace dit::cuda::hopper

@@ -50,6 +50,11 @@ __device__ __forceinline__ void mbarrierArriveAt(uint64_t* barrier, int rank) {
       "r"(rank)
       : "memory");
 }
+// Shared memory that this thread has written by itself, for products and copies to see: before the
+// barrier that tells others of it (9.7.13.4, "proxies").
+__device__ __forceinline__ void fenceForProducts() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
 // Waits until the phase of this parity has ended. On a new barrier parity 1 counts as ended.
 __device__ __forceinline__ void mbarrierWait(uint64_t* barrier, int parity) {
   asm volatile(

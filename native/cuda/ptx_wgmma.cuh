@@ -18,6 +18,19 @@
 // clang-format off
 namespace dit::cuda {
 
+template <int kTransposeA, int kTransposeB>
+__device__ __forceinline__ void wgmmaAsync(float (&d)[8], uint64_t a, uint64_t b,
+                                           bool accumulate) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %10, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7"
+      "}, %8, %9, p, 1, 1, %11, %12;\n}\n"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7])
+      : "l"(a), "l"(b),
+        "r"(static_cast<int>(accumulate)), "n"(kTransposeA), "n"(kTransposeB));
+}
+
 template <int kTransposeB>
 __device__ __forceinline__ void wgmmaAsync(float (&d)[8], const uint32_t (&a)[4], uint64_t b,
                                            bool accumulate) {

@@ -61,8 +61,8 @@ CUtensorMap matrixMap(const void* data, int64_t rows, int64_t columns, int64_t s
 
 CUtensorMap headsMap(const void* data, int64_t rows, int64_t tokens, int64_t heads, int64_t d,
                      int boxTokens, int columns) {
-  const int64_t token = 3 * heads * d;
-  return encodeMap<4>(data, {d, 3 * heads, tokens, rows}, {d, token, tokens * token},
+  const int64_t token = heads * d;
+  return encodeMap<4>(data, {d, heads, tokens, rows}, {d, token, tokens * token},
                       {columns, 1, boxTokens, 1});
 }
 

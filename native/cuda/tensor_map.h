@@ -16,9 +16,9 @@ CUtensorMap matrixMap(const void* data, int64_t rows, int64_t columns, int64_t s
 
 constexpr int kBoxColumns = 64;
 
-// qkv [R, T, 3 heads d] of attention in bf16, as [R, T, 3 heads, d], read in boxes of `tokens`
-// tokens of one head and `columns` numbers: 64, swizzled by 128 bytes, or 16, swizzled by 32.
-// Numbers beyond d read as 0, not as the next head's. d is a multiple of 8.
+// What attention has of each token, [R, T, heads d] in bf16 (of qkv, q, k and v count as heads),
+// read in boxes of `boxTokens` tokens of one head and `columns` numbers: 64, swizzled by 128 bytes,
+// or 16, swizzled by 32. Numbers beyond d read as 0, not as the next head's. d is a multiple of 8.
 CUtensorMap headsMap(const void* data, int64_t rows, int64_t tokens, int64_t heads, int64_t d,
                      int boxTokens, int columns);
 

@@ -17,6 +17,7 @@ inline void mbarrierInitFence() {}
 void mbarrierArriveExpect(uint64_t* barrier, int bytes);
 void mbarrierArrive(uint64_t* barrier);
 void mbarrierArriveAt(uint64_t* barrier, int rank);
+inline void fenceForProducts() {}
 void mbarrierWait(uint64_t* barrier, int parity);
 
 inline void prefetchTensorMap(const CUtensorMap*) {}
