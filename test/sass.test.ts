@@ -111,7 +111,12 @@ test('the library that nvcc built keeps all rules', async () => {
   const kernels = await disassemble(library, cuobjdump)
   assert.ok(kernels.length > 400, `${kernels.length} kernels`)
   assert.equal(kernels.flatMap(faultsOf), [])
-  for (const name of ['hopper::gemmKernel<', 'hopper::attentionKernel<', 'productKernelFp32<']) {
+  for (const name of [
+    'hopper::gemmKernel<',
+    'hopper::attentionKernel<',
+    'hopper::attentionBackwardKernel<',
+    'productKernelFp32<',
+  ]) {
     assert.ok(
       kernels.some((each) => each.name.startsWith(name) && loopOf(each)),
       name,

@@ -205,7 +205,13 @@ __device__ void differentiateKeys(const Parameters& p, Shared<kD>& shared, int o
   Ring<kGradientSlots> gradientSlots;
   float scores[kQueries / 2], dP[kQueries / 2];
   Sums<kD> dK, dV;
+  RowFragments<kD> v;
 
+  const auto loadKeys = [&] {
+    KeySlot<kD>& slot = shared.keys[keys.slot];
+    mbarrierWait(&shared.keysFull[keys.slot], keys.phase);
+    v.load(slot.v, owner * kOwn);
+  };
   const auto startScores = [&] {
     wgmmaFence();
     multiplyRows(scores, shared.keys[keys.slot].k, owner * kOwn, shared.queries[queries.slot].q);
@@ -213,13 +219,13 @@ __device__ void differentiateKeys(const Parameters& p, Shared<kD>& shared, int o
   };
   const auto startProducts = [&] {
     wgmmaFence();
-    multiplyRows(dP, shared.keys[keys.slot].v, owner * kOwn, shared.queries[queries.slot].dY);
+    v.multiply(dP, shared.queries[queries.slot].dY);
     wgmmaCommit();
   };
 
   const int heads = p.rows * p.heads;
   int head = static_cast<int>(blockIdx.x), keyTile = 0, queryTile = 0;
-  mbarrierWait(&shared.keysFull[0], 0);
+  loadKeys();
   mbarrierWait(&shared.queriesFull[0], 0);
   startScores();
   startProducts();
@@ -264,7 +270,7 @@ __device__ void differentiateKeys(const Parameters& p, Shared<kD>& shared, int o
       mbarrierWait(&shared.queriesFull[queries.slot], queries.phase);
       if (lastOfTile) {
         keys.advance();
-        mbarrierWait(&shared.keysFull[keys.slot], keys.phase);
+        loadKeys();
       }
     }
     startScores();

@@ -71,6 +71,42 @@ __device__ __forceinline__ void multiplyRows(float (&scores)[kColumns / 2],
   }
 }
 
+// The same 64 rows of a in registers, for many products: a thread's share of the fragments.
+template <int kD>
+struct RowFragments {
+  static constexpr int kSteps = (kD + kStep - 1) / kStep;
+  uint32_t of[kSteps][4];
+
+  template <int kRows>
+  __device__ __forceinline__ void load(const TileMemory<kD, kRows>& a, int first) {
+    // Lane i gives the address of row i % 8 of a quarter of a step, the lower rows' first.
+    const int thread = static_cast<int>(threadIdx.x) % kWarpgroup, lane = thread % 32;
+    const int row = first + thread / 32 * 16 + lane % 16, piece = lane / 16;
+#pragma unroll
+    for (int step = 0; step < kPanel / kStep; step++) {
+      loadMatrix4(of[step], a.panel + row * kPanel * 2 + (((2 * step + piece) ^ (row % 8)) << 4));
+    }
+    if constexpr (TileMemory<kD, kRows>::kHasRest) {
+      loadMatrix4(of[kSteps - 1],
+                  a.rest + row * kRestPanel * 2 + ((piece ^ (row / 4 % 2)) << 4));
+    }
+  }
+
+  // scores [64, kColumns] = these rows times all of b, transposed.
+  template <int kColumns>
+  __device__ __forceinline__ void multiply(float (&scores)[kColumns / 2],
+                                           const TileMemory<kD, kColumns>& b) const {
+#pragma unroll
+    for (int step = 0; step < kSteps; step++) {
+      const uint64_t columns =
+          step < kPanel / kStep
+              ? matrixDescriptor(b.panel + step * kStep * 2, 0, 1024, Swizzle::Bytes128)
+              : matrixDescriptor(b.rest, 0, 256, Swizzle::Bytes32);
+      wgmmaAsync<0>(scores, of[step], columns, step > 0);
+    }
+  }
+};
+
 // 64 tokens of a result, as wgmma has them: a thread has two rows, g and g + 8 of a warp's 16.
 template <int kD>
 struct Sums {

@@ -83,6 +83,7 @@ DIT_CASES(attentionBackwardCases) {
       {3, 256, 2, 72}, {1, 256, 3, 64}, {1, 130, 1, 16}, {3, 64, 5, 32},   {1, 49, 3, 40},
       {3, 2, 1, 12},   {2, 3, 3, 5},    {2, 131, 3, 9},  {1, 300, 1, 72},  {1, 65, 2, 128},
       {1, 129, 1, 80}, {1, 33, 1, 512}, {1, 193, 1, 64}, {1, 1030, 1, 16},
+      {1, 1024, 1, 72},
   };
   for (DType act : {DType::F32, DType::BF16}) {
     for (const Sizes& s : kSizes) {
@@ -206,6 +207,54 @@ DIT_KERNEL_CASE("attention-backward/chain") {
           oracle::attentionLogSumExp<T>(s.rows, s.tokens, s.channels(), s.heads, qkv),
           in.dY.as<T>());
     });
+  }
+}
+
+// The kernels for DiT's heads in bf16: tokens below, at and beyond what warpgroups and tiles have,
+// several heads to a block, and whole tiles beyond the last query.
+DIT_KERNEL_CASE("attention-backward/dit-heads") {
+  for (const int64_t d : {64, 72}) {
+    for (const int64_t tokens : {17, 63, 64, 65, 127, 128, 256, 300}) {
+      for (const int64_t rows : {1, 3}) {
+        const Sizes s = {rows, tokens, rows == 3 ? 2 : 1, d};
+        check(test, s, randomInputs(test, DType::BF16, s));
+      }
+    }
+    const Sizes one = {3, 1, 2, d};
+    const Inputs in = randomInputs(test, DType::BF16, one);
+    const std::vector<double> got = backward(test, test.ops(), 2, in).download().v;
+    std::vector<double> want;
+    for (int64_t row = 0; row < 3; row++) {
+      const double* const dY = &in.dY.v[row * 2 * d];
+      want.resize(want.size() + 4 * d);
+      want.insert(want.end(), dY, dY + 2 * d);
+    }
+    EXPECT(relativeL2(got, want) < 0x1p-9, "one token, d ", d);
+  }
+}
+
+// Every element is written, and the same again: what the result and the memory between hold before
+// does not matter.
+DIT_KERNEL_CASE("attention-backward/repeated") {
+  for (const int64_t d : {64, 72}) {
+    const Inputs in = randomInputs(test, DType::BF16, {2, 200, 3, d});
+    // Other work leaves other numbers behind.
+    const Inputs other = randomInputs(test, DType::BF16, {3, 256, 2, d}, 8);
+    const DeviceTensor dQkv = test.output(DType::BF16, in.qkv.shape);
+    const auto run = [&] {
+      test.ops().attentionBackward({.qkv = test.upload(in.qkv),
+                                    .y = test.upload(in.y),
+                                    .logSumExp = test.upload(in.logSumExp),
+                                    .dY = test.upload(in.dY),
+                                    .heads = 3,
+                                    .dQkv = dQkv});
+      return dQkv.bytes();
+    };
+    const std::vector<char> want = run();
+    for (int i = 0; i < 2; i++) {
+      backward(test, test.ops(), 2, other);
+      EXPECT(run() == want, "d ", d);
+    }
   }
 }
 
