@@ -9,11 +9,11 @@ import { fileURLToPath } from 'node:url'
 import {
   assumed,
   hopperAttention,
+  hopperAttentionBackward,
   hopperProduct,
   machine,
   pass,
   predict,
-  warpAttentionBackward,
   warpProduct,
 } from './cuda/model.mjs'
 
@@ -112,9 +112,10 @@ function blockBackward({ c, heads }, rows, tokens) {
     name: 'attention.backward',
     shape: `${rows}×${tokens}×${heads}×${d}`,
     ...predict({
-      bytes: rows * tokens * c * 2 * (3 + 1 + 1 + 3) * 2,
+      bytes: rows * tokens * c * 2 * (3 + 1 + 1 + 3),
+      again: rows * tokens * c * 2, // dY
       kernels: 2,
-      ...warpAttentionBackward({ rows, tokens, heads, d }),
+      ...hopperAttentionBackward({ rows, tokens, heads, d }),
     }),
   }
   return [
@@ -347,7 +348,7 @@ function occupancy() {
     /hopper::gemmKernel<hopper::GemmShape<128, 192, 2, 8, 1, false>, false, false, hopper::Whole<ForwardEpilogue/,
     /hopper::gemmKernel<hopper::GemmShape<128, 192, 2, 8, 1, false>, (false|true), true/,
     /hopper::attentionKernel<72>/,
-    /^attentionBackwardKernel<AttentionShape<Bf16Product, (72|64),/,
+    /hopper::attentionBackwardKernel<72>/,
     /^attentionKernel<AttentionShape<Bf16Product, 128, 4,/,
     /TensorSums<Bf16, conv::Tile<128, 128.*true>$/,
     /TensorSums<Bf16, conv::Tile<64, 64.*true>$/,

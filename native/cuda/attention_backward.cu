@@ -1,4 +1,5 @@
 // attentionBackward: the derivative of attention.cu, dQkv [R, T, 3C] from qkv, y, logSumExp and dY.
+// (On Hopper attention_backward_sm90.cu has DiT's heads in bf16.)
 //
 //   P = exp(q k^T / sqrt(d) - logSumExp)    dP = dY v^T    D = rowsum(dY y)    dS = P (dP - D)
 //   dV = P^T dY    dK = dS^T q / sqrt(d)    dQ = dS k / sqrt(d)      (Dao et al. 2022, appendix B)

@@ -20,14 +20,17 @@
 // its next step run behind the products of this one. Clocks for 128 keys and 64 queries, d = 72:
 //
 //   tensor cores    5 products of 2 * 128 * 64 * 80 FLOP, 320 each                     1600
-//   shared memory   operands 156 KB (rows of 64 come from it twice), dS 16, copies 21   1510
+//   shared memory   operands 136 KB, dS 16, copies 21, what belongs to queries 8        1440
 //   exponentials    8192 at 16 a clock                                                   512
 //   one chain       4 products 640, about 400 instructions, two waits 200               1240
 //   L2              q, dY 18 KB, dQ read and written 37 KB, at 38.8 bytes               1420
 //
 //   shared memory, d = 72   20 KB a tile: 2 each of keys and values; 21 KB a step's queries: 3;
 //                           16 KB of dS: 2
-//   registers a thread      32 scores, 32 of dP, 80 sums, 32 pairs of P and dS
+//   registers a thread      32 scores, 32 of dP, 80 sums, 32 pairs of P and dS, 20 of v
+//
+// v is an operand from registers, since 64 x 16 numbers of shared memory for 64 x 64 results take
+// both of them as long as the product; for k there are no registers left.
 //
 // A query beyond the last has exp2(-inf) = 0 for P; of a key beyond the last the score is -inf.
 #include <cmath>
@@ -248,10 +251,10 @@ __device__ void differentiateKeys(const Parameters& p, Shared<kD>& shared, int o
     }
     mbarrierWait(&shared.gradientsEmpty[gradientSlots.slot], gradientSlots.phase ^ 1);
     uint32_t weights[kSteps][4], gradients[kSteps][4];
-    differentiate(scores, dP, toPowerOf2, slot.numbers,
-                  shared.gradients[gradientSlots.slot] + (owner * kOwn + place.row()) * 128 +
-                      place.q * 4,
-                  place, weights, gradients);
+    differentiate(
+        scores, dP, toPowerOf2, slot.numbers,
+        shared.gradients[gradientSlots.slot] + (owner * kOwn + place.row()) * 128 + place.q * 4,
+        place, weights, gradients);
     fenceForProducts();
     __syncwarp();
     place.release(&shared.gradientsFull[gradientSlots.slot]);
@@ -303,12 +306,11 @@ __device__ void differentiateQueries(const Parameters& p, Shared<kD>& shared) {
   Ring<kKeySlots> keys;
   Ring<kGradientSlots> gradients;
   const int thread = static_cast<int>(threadIdx.x) % kWarpgroup;
-  float4* const own = p.partial + static_cast<int64_t>(blockIdx.x) * p.queryTiles *
-                                      (kPartial<kD> * kWarpgroup) +
-                      thread;
+  float4* const own =
+      p.partial + static_cast<int64_t>(blockIdx.x) * p.queryTiles * (kPartial<kD> * kWarpgroup) +
+      thread;
   const int heads = p.rows * p.heads;
-  for (int head = static_cast<int>(blockIdx.x); head < heads;
-       head += static_cast<int>(gridDim.x)) {
+  for (int head = static_cast<int>(blockIdx.x); head < heads; head += static_cast<int>(gridDim.x)) {
     for (int keyTile = 0; keyTile < p.keyTiles; keyTile++) {
       mbarrierWait(&shared.keysFull[keys.slot], keys.phase);
       for (int queryTile = 0; queryTile < p.queryTiles; queryTile++) {

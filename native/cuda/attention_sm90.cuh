@@ -3,10 +3,10 @@
 // What attention's kernels on Hopper share: tiles of a head's tokens in shared memory, the products
 // of warpgroups on them, rings of tiles.
 //
-// 72 is no multiple of the 64 numbers (128 bytes) of the widest swizzle. A token lies in two panels,
-// one of 64 numbers and one of 16, of which 8 exist and 8 are read as 0: products over the head's
-// dimension take them in a fifth step of 16, products across it beside that of 64, 16 wide. So
-// nothing is padded in memory, and of the operations a tenth is for zeros.
+// 72 is no multiple of the 64 numbers (128 bytes) of the widest swizzle. A token lies in two
+// panels, one of 64 numbers and one of 16, of which 8 exist and 8 are read as 0: products over the
+// head's dimension take them in a fifth step of 16, products across it beside that of 64, 16 wide.
+// So nothing is padded in memory, and of the operations a tenth is for zeros.
 
 #include "cuda/numbers.cuh"
 #include "cuda/ptx_hopper.cuh"
@@ -87,8 +87,7 @@ struct RowFragments {
       loadMatrix4(of[step], a.panel + row * kPanel * 2 + (((2 * step + piece) ^ (row % 8)) << 4));
     }
     if constexpr (TileMemory<kD, kRows>::kHasRest) {
-      loadMatrix4(of[kSteps - 1],
-                  a.rest + row * kRestPanel * 2 + ((piece ^ (row / 4 % 2)) << 4));
+      loadMatrix4(of[kSteps - 1], a.rest + row * kRestPanel * 2 + ((piece ^ (row / 4 % 2)) << 4));
     }
   }
 
@@ -134,8 +133,7 @@ struct Sums {
   __device__ __forceinline__ void add(const char* factors, const TileMemory<kD, kRows>& rows) {
 #pragma unroll
     for (int step = 0; step < kRows / kStep; step++) {
-      const uint64_t a =
-          matrixDescriptor(factors + step * kStep * 128, 0, 1024, Swizzle::Bytes128);
+      const uint64_t a = matrixDescriptor(factors + step * kStep * 128, 0, 1024, Swizzle::Bytes128);
       wgmmaAsync<1, 1>(panel, a, panelStep(rows, step), true);
       if constexpr (kHasRest) wgmmaAsync<1, 1>(rest, a, restStep(rows, step), true);
     }
@@ -166,8 +164,7 @@ struct Sums {
     return matrixDescriptor(rows.panel + step * kStep * kPanel * 2, 0, 1024, Swizzle::Bytes128);
   }
   template <int kRows>
-  static __device__ __forceinline__ uint64_t restStep(const TileMemory<kD, kRows>& rows,
-                                                      int step) {
+  static __device__ __forceinline__ uint64_t restStep(const TileMemory<kD, kRows>& rows, int step) {
     return matrixDescriptor(rows.rest + step * kStep * kRestPanel * 2, 0, 256, Swizzle::Bytes32);
   }
   static __device__ __forceinline__ void storePair(Bf16* to, float a, float b) {

@@ -171,20 +171,44 @@ export function hopperAttention({ rows, tokens, heads, d }) {
   }
 }
 
-/** Backward by mma.sync (attention_backward.cu): scores twice, so 7 products where 5 are needed. */
-export function warpAttentionBackward({ rows, tokens, heads, d }) {
-  const product = 2 * rows * heads * tokens * tokens * d
-  // A warp has 16 rows: each fragment of the other side, 256 bytes, serves one mma of 4096 FLOPs.
-  const bySharedMemory = (machine.shared / 256) * 4096
-  const rate = Math.min(machine.flopPerClock * machine.mmaSync, bySharedMemory)
-  const reached = 0.6 // beside exponentials, barriers and the sums of rows
+/**
+ * Backward on Hopper (attention_backward_sm90.cu): a block has a head at a time; clocks of a step, 128
+ * keys and 64 queries.
+ */
+export function hopperAttentionBackward({ rows, tokens, heads, d }) {
+  const padded = up(d, 16) * 16
+  const keyTiles = up(tokens, 128)
+  const queryTiles = up(tokens, 64)
+  const products = (5 * 2 * 128 * 64 * padded) / machine.flopPerClock
+  // Bytes of shared memory. An operand of 64 rows is 2 KB for 16 of the products' dimension.
+  const operands =
+    2 * (padded / 16) * (4096 + 2048) + // q k^T from it alone, v dY^T with v in registers, twice
+    2 * 2 * 64 * padded * 2 + // dY and q for dV and dK
+    8 * (2048 + 16 * padded * 2) // dS k
+  const shared = (operands + 128 * 64 * 2 + 2 * 64 * padded * 2 + 8 * 8 * 128) / machine.shared
+  const exponentials = (128 * 64) / machine.special
+  // A warpgroup with keys: its four products, then its part of P and dS. From the machine code,
+  // without what it does once in a tile of keys.
+  const instructions = 390
+  const chain = (products * 4) / 10 + instructions + 200
+  const issue = (2 * 4 * instructions) / machine.issue
+  const partial = (2 * 64 * d * 4 * (keyTiles - 1)) / keyTiles // of dQ, to and from L2
+  const l2 = (2 * 64 * d * 2 + (2 * 128 * d * 2) / queryTiles + partial) / machine.l2
+  const step = Math.max(products, shared, chain, issue, exponentials, l2)
+  // What three warpgroups that wait for one another leave of it: published kernels of this kind.
+  const reached = 0.65
+  const perTile = 500 // results of dK and dV
+  const rounds = up(rows * heads, machine.multiprocessors)
+  const clocks = rounds * keyTiles * ((queryTiles * step) / reached + perTile)
+  // D and what else is a query's come first, in a pass of their own.
+  const before = (rows * tokens * heads * (2 * d * 2 + 12)) / (machine.memory * machine.reach)
   return {
-    flops: 5 * product,
-    compute: (7 * product) / (rate * reached * machine.multiprocessors * machine.clock),
-    fill: 1,
-    note: `mma.sync, 7 products for 5, at most ${Math.round(
-      ((5 / 7) * rate * machine.multiprocessors * machine.clock) / 1e12,
-    )} TFLOP/s by shared memory`,
+    flops: 10 * rows * heads * tokens * tokens * d,
+    compute: clocks / machine.clock + before,
+    fill: (rows * heads) / (rounds * machine.multiprocessors),
+    note:
+      `${rows * heads} heads, ${rounds} round${rounds > 1 ? 's' : ''}, ${Math.round(step)} clocks a step, ` +
+      `${reached} of it reached; L2 ${(l2 / step).toFixed(2)}×, shared memory ${(shared / step).toFixed(2)}×`,
   }
 }
 
@@ -193,9 +217,12 @@ export function pass(passes = 1) {
   return { flops: 0, compute: 0, fill: 1, note: passes > 1 ? `${passes} kernels` : '' }
 }
 
-/** { floor, time, bound } of an operation that moves `bytes`. kernels: how many it starts. */
-export function predict({ bytes, kernels = 1, rate = machine.bf16, ...how }) {
-  const memory = bytes / (machine.memory * machine.reach)
+/**
+ * { floor, time, bound } of an operation that moves `bytes`, and `again` what it reads twice. kernels:
+ * how many it starts.
+ */
+export function predict({ bytes, again = 0, kernels = 1, rate = machine.bf16, ...how }) {
+  const memory = (bytes + again) / (machine.memory * machine.reach)
   const time =
     Math.max(how.compute, memory) +
     kernels * (assumed.launch + (how.compute > 0 ? assumed.fill : 0))
