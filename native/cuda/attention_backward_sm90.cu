@@ -370,6 +370,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     mbarrierInitFence();
   }
+  awaitPrevious();
   __syncthreads();
   // 512 registers for one thread of each warpgroup.
   if (warpgroup < kOwners) {
@@ -398,6 +399,7 @@ struct NumbersParameters {
 template <int kD>
 __global__ void __launch_bounds__(128) numbersKernel(NumbersParameters p) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * 128 + threadIdx.x;
+  awaitPrevious();
   if (i >= p.count) return;
   const int head = static_cast<int>(i % p.heads);
   const int64_t rowToken = i / p.heads, row = rowToken / p.paddedTokens;
