@@ -18,6 +18,7 @@ from machine import ARCH, Log, Payload, is_gpu, run
 from report import comparison, details, variants, variant_details
 
 SAMPLES, SAMPLES_AGAIN, SAMPLES_VARIANTS = 21, 7, 9
+NO_PYTORCH = "No module named 'torch'"
 CASE_LIMIT = 90  # seconds of one case of the variants
 
 
@@ -125,7 +126,9 @@ class Bench:
                     record["variant"] = record["case"][len(case) :]  # "<case>/<variant>"
             target.extend(found)
             lines += len(found)
-            if ended.status != 0:
+            if NO_PYTORCH in ended.output:
+                problems.append("not run: there is no PyTorch")
+            elif ended.status != 0:
                 problems.append(f"{case or step.title} {ended.how}")
         state = "; ".join(problems) or "done"
         seconds = time.monotonic() - begin
@@ -287,7 +290,7 @@ def main():
     name = "variants" if args.variants else "bench"
     more = [details(bench.peer), variant_details(bench.variants, payload.predictions)]
     machine.write_results(name, text, results, "\n\n".join(part for part in more if part))
-    complete = all(how.startswith("done") for _, _, how in bench.timeline[: len(steps(args))])
+    complete = all(how.startswith(("done", "not run")) for _, _, how in bench.timeline[: len(steps(args))])
     return 0 if (bench.ours or bench.variants) and complete else 1
 
 

@@ -87,6 +87,11 @@ class Report:
         self.problems.append(f"{where}: {' '.join(text.split())[:700]}")
 
 
+def patience(device):
+    """The emulator is slow."""
+    return 1 if is_gpu(device) else 5
+
+
 def families(device):
     return FAMILIES if device.startswith("cuda") else (None,)
 
@@ -140,7 +145,7 @@ def dependent(payload, device, report, log, args):
         return
     begin = time.monotonic()
     cases = Cases(payload, device, FAMILIES[0], more={"DIT_CUDA_TUNING": "launch=dependent"})
-    cases.run(EARLY, 2, EARLY_LIMIT)
+    cases.run(EARLY, 2, EARLY_LIMIT * patience(device))
     add_cases(cases, part, report, log, time.monotonic() - begin)
 
 
@@ -191,7 +196,7 @@ def node(payload, device, report, log, args):
         report.add("Node: load to PNG", 0, 0, "not run: the payload has no node.tar.xz")
         return
     command = [payload.node, script, payload.folder, payload.fixtures, device, picture]
-    ended = run(command, NODE_LIMIT, payload.environment())
+    ended = run(command, NODE_LIMIT * patience(device), payload.environment())
     log.add("Node", ended.output)
     lines = ended.output.strip().split("\n")
     try:
