@@ -16,6 +16,7 @@ import {
   predict,
   warpProduct,
 } from './cuda/model.mjs'
+import { linearPredictions } from './cuda/variants.mjs'
 
 const root = fileURLToPath(new URL('..', import.meta.url)).replace(/\/$/, '')
 
@@ -342,6 +343,18 @@ function operations(list) {
   )
 }
 
+function shapes() {
+  const micro = (seconds) => (seconds * 1e6).toFixed(1)
+  const lines = Object.entries(linearPredictions()).map(([label, { production, ...others }]) => {
+    const best = Object.entries(others)
+      .sort((a, b) => a[1] - b[1])
+      .slice(0, 3)
+      .map(([variant, seconds]) => `${variant.replace('linear=', '')}: ${micro(seconds)}`)
+    return `| ${label} | ${micro(production)} | ${best.join(', ')} |`
+  })
+  return ['| product | production µs | others µs |', '| --- | ---: | --- |', ...lines].join('\n')
+}
+
 /** Rows of bench/KERNELS.md for the kernels that decide: registers, shared memory, warps. */
 function occupancy() {
   const wanted = [
@@ -503,6 +516,14 @@ ${operations(one256.block)}
 Around the blocks:
 
 ${operations(one256.around)}
+
+## Shapes that are ready to be timed
+
+\`scripts/gpu-check bench --variants\` times those of \`native/cuda/linear_candidates.h\` beside production's: tile, blocks of a cluster,
+stages, rows of tiles in a group, "t" for consumers that take turns. The three of which the most is expected; the model knows
+neither what a group does for L2, nor the ends of short rings, nor shared memory's limits.
+
+${shapes()}
 
 ## DiT-S/2 256, 32 images with guidance: a block (of 12)
 

@@ -33,8 +33,8 @@ function predictedStep(images) {
   return Number(milliseconds)
 }
 
-/** { label: { variant: seconds } } */
-export function variantPredictions() {
+/** Of the four products: { label: { variant: seconds } } */
+export function linearPredictions() {
   const found = {}
   const c = 1152
   const products = [
@@ -53,6 +53,12 @@ export function variantPredictions() {
       for (const shape of linearCandidates()) found[label][`linear=${shape.name}`] = time(shape)
     }
   }
+  return found
+}
+
+/** { label: { variant: seconds } } */
+export function variantPredictions() {
+  const found = linearPredictions()
   const kernels = 198 // of a step
   for (const [rows, images] of [
     [64, '32 images'],
