@@ -62,8 +62,9 @@ export const rules = [
     loop: { groups: 2, 'MUFU.EX2': 66, MEMBAR: 0, BAR: 0, LDG: 0, STG: 0 },
   },
   {
-    // Three groups a step: dV and dK, the next scores, the next dP. MEMBAR.GPU: what the block writes
-    // for itself needs no fence beyond the block.
+    // Three groups a step: dV and dK, the next scores, the next dP. FENCE: dS, before products read it
+    // from shared memory, which the emulator does not know of. MEMBAR.GPU: what the block writes for
+    // itself needs no fence beyond the block.
     why: 'five products of warpgroups that run on, a special-function instruction for each score',
     kernel: /^hopper::attentionBackwardKernel</,
     main: 'HGMMA',
@@ -74,7 +75,7 @@ export const rules = [
       HMMA: 0,
       'MEMBAR.GPU': 0,
     },
-    loop: { groups: 3, 'MUFU.EX2': 32, STS: 16, BAR: 0, LDG: 0 },
+    loop: { groups: 3, 'MUFU.EX2': 32, STS: 16, 'FENCE.VIEW.ASYNC': 1, BAR: 0, LDG: 0 },
   },
   {
     why: 'bf16 on tensor cores, from copies that run by themselves',

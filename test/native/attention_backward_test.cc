@@ -265,8 +265,7 @@ DIT_CASE("attention-backward/t4096") {
 
 // The bits of a row depend neither on the other rows nor on the threads that share the work.
 DIT_KERNEL_CASE("attention-backward/bits") {
-  for (DType act : {DType::F32, DType::BF16}) {
-    const Sizes all = {5, 200, 3, 72};
+  const auto checkBits = [&](DType act, const Sizes& all) {
     const Inputs in = randomInputs(test, act, all);
     const auto third = [](const Values& x, int64_t m, int64_t n) {
       return Values{x.dtype, {1, m, n}, {x.v.begin() + 2 * m * n, x.v.begin() + 3 * m * n}};
@@ -282,7 +281,9 @@ DIT_KERNEL_CASE("attention-backward/bits") {
       EXPECT(std::equal(got.begin(), got.end(), want.begin() + 2 * got.size()), threads,
              " threads, one row");
     }
-  }
+  };
+  for (DType act : {DType::F32, DType::BF16}) checkBits(act, {5, 200, 3, 72});
+  checkBits(DType::BF16, {4, 260, 2, 64});
 }
 
 DIT_CASE("attention-backward/errors") {
