@@ -33,6 +33,7 @@ SANITIZED = [
     "linearBackward/BF16/dx-gelu/3",
     "linearBackward/BF16/dx-f32/1x1",
     "linearBackward/F32/dx-added/3",
+    "candidates/linear/128x128x1s7g1t",
     "attention/bf16/d72/t300",
     "attention/bf16/d64/t256",
     "attention/bf16/d512/t64",
