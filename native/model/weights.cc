@@ -267,7 +267,7 @@ class InitialWeights : public WeightSource {
               philox(seed_, {{static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32),
                               number, static_cast<uint32_t>(NoiseStream::Init)}});
           for (int64_t i = block * 4; i < std::min(count, block * 4 + 4); i++) {
-            scratch_[i] = bound * (2 * uniformOpen(bits.v[i - block * 4]) - 1);
+            scratch_[i] = bound * static_cast<float>(2 * uniformOpen(bits.v[i - block * 4]) - 1);
           }
         }
         break;
