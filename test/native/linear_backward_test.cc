@@ -5,6 +5,7 @@
 #include "cpu/parallel.h"
 #include "harness.h"
 #include "oracle_linear_backward.h"
+#include "product_sum.h"
 
 namespace dit::test {
 namespace {
@@ -153,12 +154,13 @@ class Fixture {
   std::vector<std::vector<T>> oracle(int times) const {
     const bool gelu = c_.dX == DX::ThroughGelu;
     const std::vector<T> x = x_.as<T>(), w = w_.as<T>(), dY = dY_.as<T>();
+    const ProductSum adds = productSum(test_, c_.precision());
     auto d = oracle::linearBackward<T>(c_.r * c_.m, c_.n, c_.k, gelu ? std::vector<T>{} : x, w, dY,
-                                       gelu ? x : std::vector<T>{}, storedAs<T>(c_.type));
+                                       gelu ? x : std::vector<T>{}, storedAs<T>(c_.type), adds);
     if (c_.tf32 && std::is_same_v<T, float>) {
       // A naive run rounds the operands of the products, nothing else.
-      const auto products =
-          oracle::linearBackward<T>(c_.r * c_.m, c_.n, c_.k, toTf32(d.x), toTf32(w), toTf32(dY));
+      const auto products = oracle::linearBackward<T>(
+          c_.r * c_.m, c_.n, c_.k, toTf32(d.x), toTf32(w), toTf32(dY), {}, oracle::Exactly(), adds);
       d.dX = products.dX;
       d.dWeight = products.dWeight;
       for (size_t i = 0; gelu && i < x.size(); i++) d.dX[i] *= oracle::geluDerivative(x[i]);

@@ -4,6 +4,7 @@
 
 #include "harness.h"
 #include "oracle_training.h"
+#include "product_sum.h"
 
 namespace dit::test {
 namespace {
@@ -153,7 +154,7 @@ class Fixture {
   std::vector<T> linear(Epilogue epilogue, const std::vector<T>& gate,
                         const std::vector<T>& residual) const {
     return oracle::linear<T>(c_.r, c_.m, c_.n, c_.k, operand<T>(x_), operand<T>(w_), bias_.as<T>(),
-                             epilogue, gate, residual);
+                             epilogue, gate, residual, productSum(test_, c_.precision()));
   }
 
   // A naive run rounds what the device rounds.

@@ -52,17 +52,25 @@ Vector<T> pick(const Vector<T>& table, int64_t n, const std::vector<int32_t>& in
   return rows;
 }
 
+// The sum over k of a[k] b[k], one after the other.
+struct InOrder {
+  template <typename T>
+  T operator()(const T* a, const T* b, int64_t k) const {
+    T sum{};
+    for (int64_t i = 0; i < k; i++) sum += a[i] * b[i];
+    return sum;
+  }
+};
+
 // x [R, M, K], w [N, K], bias [N]; gate [R, N] or empty, residual [R, M, N] or empty.
-template <typename T>
+template <typename T, typename Products = InOrder>
 Vector<T> linear(int64_t r, int64_t m, int64_t n, int64_t k, const Vector<T>& x, const Vector<T>& w,
                  const Vector<T>& bias, Epilogue epilogue, const Vector<T>& gate = {},
-                 const Vector<T>& residual = {}) {
+                 const Vector<T>& residual = {}, const Products& products = {}) {
   Vector<T> y(r * m * n);
   for (int64_t row = 0; row < r * m; row++) {
     for (int64_t j = 0; j < n; j++) {
-      T sum{};
-      for (int64_t i = 0; i < k; i++) sum += x[row * k + i] * w[j * k + i];
-      sum += bias[j];
+      T sum = products(&x[row * k], &w[j * k], k) + bias[j];
       if (epilogue == Epilogue::BiasGelu) sum = gelu(sum);
       if (epilogue == Epilogue::BiasResidual) {
         if (!gate.empty()) sum *= gate[row / m * n + j];

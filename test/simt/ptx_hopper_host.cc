@@ -151,19 +151,19 @@ void multiply(const Product& product, Products::Accumulator& into) {
   }
   const Operand operand(first.descriptorB, first.transposeB);
   for (int i = 0; i < n; i++) {
-    for (int k = 0; k < kDepth; k++) b[static_cast<size_t>(i * kDepth + k)] = operand.at(i, k);
+    for (int k = 0; k < kDepth; k++) b[static_cast<size_t>(k * n + i)] = operand.at(i, k);
   }
-  for (int thread = 0; thread < kMembers; thread++) {
-    for (int i = 0; i < n / 2; i++) {
-      const int row = rowOf(thread, i / 2 % 2), column = i / 4 * 8 + thread % 4 * 2 + i % 2;
-      float sum = 0;
-      for (int k = 0; k < kDepth; k++) {
-        sum +=
-            a[static_cast<size_t>(row * kDepth + k)] * b[static_cast<size_t>(column * kDepth + k)];
-      }
-      float& value = into.values[static_cast<size_t>(thread * (n / 2) + i)];
-      value = first.accumulate ? value + sum : sum;
-    }
+  std::vector<float> sums(static_cast<size_t>(n));
+  for (int row = 0; row < kRows; row++) {
+    const auto at = [&](int column) -> float& {
+      const int thread = row / 16 * 32 + row % 8 * 4 + column % 8 / 2;
+      const int i = column / 8 * 4 + row % 16 / 8 * 2 + column % 2;
+      return into.values[static_cast<size_t>(thread * (n / 2) + i)];
+    };
+    for (int j = 0; j < n; j++) sums[static_cast<size_t>(j)] = first.accumulate ? at(j) : 0.0f;
+    simt::addProducts(simt::tensorCore(), sums.data(), &a[static_cast<size_t>(row * kDepth)],
+                      b.data(), n, kDepth);
+    for (int j = 0; j < n; j++) at(j) = sums[static_cast<size_t>(j)];
   }
 }
 

@@ -2,6 +2,18 @@
 // arrive does the work of all.
 #include "ptx_host.h"
 
+#include <cstdlib>
+
+namespace dit::simt {
+
+const TensorCore& tensorCore() {
+  static const char* const arch = std::getenv("DIT_CUDA_ARCH");
+  static const bool ampere = arch && std::strcmp(arch, "sm_80") == 0;
+  return ampere ? kAmpere : kHopper;
+}
+
+}  // namespace dit::simt
+
 namespace dit::cuda {
 
 namespace {
@@ -31,19 +43,18 @@ const Product& product(void* const arguments[], int lane) {
   return *static_cast<const Product*>(arguments[lane]);
 }
 
-// d += a b, with a and b gathered from the lanes' fragments. Sums in fp32, one k after the other,
-// added to d last, as the tensor cores do it up to rounding.
+// d += a b, with a [16, k] and b [k, 8] gathered from the lanes' fragments.
 template <int kMost>
-void accumulate(void* const arguments[], int k, const float (&a)[16][kMost],
-                const float (&b)[kMost][8]) {
-  for (int lane = 0; lane < kWarp; lane++) {
-    const int g = lane / 4, q = lane % 4;
-    for (int i = 0; i < 4; i++) {
-      const int row = g + 8 * (i / 2), column = 2 * q + i % 2;
-      float sum = 0;
-      for (int j = 0; j < k; j++) sum += a[row][j] * b[j][column];
-      product(arguments, lane).d[i] += sum;
-    }
+void accumulate(const simt::TensorCore& core, void* const arguments[], int k,
+                const float (&a)[16][kMost], const float (&b)[kMost][8]) {
+  for (int row = 0; row < 16; row++) {
+    float sums[8];
+    const auto at = [&](int column) -> float& {
+      return product(arguments, row % 8 * 4 + column / 2).d[row / 8 * 2 + column % 2];
+    };
+    for (int column = 0; column < 8; column++) sums[column] = at(column);
+    simt::addProducts(core, sums, a[row], b[0], 8, k);
+    for (int column = 0; column < 8; column++) at(column) = sums[column];
   }
 }
 
@@ -109,7 +120,7 @@ void multiplyBf16(float (&d)[4], const uint32_t* a, const uint32_t* b, int k) {
                               b[2 * q + j + 8 * i][g] = bf16ToFloat(half(p.b[i], j));
                           }
                         }
-                        accumulate(arguments, k, a, b);
+                        accumulate(simt::tensorCore(), arguments, k, a, b);
                       });
 }
 
@@ -125,7 +136,7 @@ void mmaTf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
       for (int i = 0; i < 4; i++) a[g + 8 * (i % 2)][q + 4 * (i / 2)] = tf32(p.a[i]);
       for (int i = 0; i < 2; i++) b[q + 4 * i][g] = tf32(p.b[i]);
     }
-    accumulate(arguments, 8, a, b);
+    accumulate(simt::tensorCore().forTf32(), arguments, 8, a, b);
   });
 }
 

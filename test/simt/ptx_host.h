@@ -11,6 +11,14 @@
 
 #include "core/tensor.h"
 #include "simt.h"
+#include "tensor_core.h"
+
+namespace dit::simt {
+
+// The generation whose kernels run (DIT_CUDA_ARCH).
+const TensorCore& tensorCore();
+
+}  // namespace dit::simt
 
 namespace dit::cuda {
 
