@@ -51,9 +51,10 @@ void sameBits(Test& test, const std::string& choices, const Size& size) {
 }
 
 // Rows that end within a tile and a cluster, columns that end within a tile, several groups of
-// rows; K of one step, of fewer than there are stages, of more, and of no whole step.
+// rows; K of one step, of fewer than there are stages, of more, and of no whole step;
+// an odd number of columns.
 constexpr Size kSizes[] = {
-    {3, 100, 200, 64}, {2, 70, 72, 200}, {5, 260, 328, 24}, {1, 512, 64, 712}};
+    {3, 100, 200, 64}, {2, 70, 71, 200}, {5, 260, 328, 24}, {1, 512, 64, 712}};
 
 DIT_CASES(candidateCases) {
   for (const cuda::LinearCandidate& candidate : cuda::kLinearCandidates) {
