@@ -54,7 +54,7 @@ void sameBits(Test& test, const std::string& choices, const Size& size) {
 // rows; K of one step, of fewer than there are stages, of more, and of no whole step;
 // an odd number of columns.
 constexpr Size kSizes[] = {
-    {3, 100, 200, 64}, {2, 70, 71, 200}, {5, 260, 328, 24}, {1, 512, 64, 712}};
+    {3, 100, 200, 64}, {2, 70, 71, 200}, {9, 260, 328, 24}, {1, 512, 64, 712}};
 
 DIT_CASES(candidateCases) {
   for (const cuda::LinearCandidate& candidate : cuda::kLinearCandidates) {
