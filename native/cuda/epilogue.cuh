@@ -54,16 +54,16 @@ __device__ __forceinline__ TwoFloats multiplyExactly(float x, float y) {
 __device__ __forceinline__ TwoFloats expExactly(TwoFloats x) {
   constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;  // the first has 10 bits
   const float n = rintf(x.high * 1.44269504088896341f);
-  const TwoFloats r = addExactly(x.high - n * kLn2High, -n * kLn2Low);
+  const TwoFloats r = addExactly(fmaf(-n, kLn2High, x.high), -n * kLn2Low);
   float p = 1.0f / 5040;
-  p = p * r.high + 1.0f / 720;
-  p = p * r.high + 1.0f / 120;
-  p = p * r.high + 1.0f / 24;
-  p = p * r.high + 1.0f / 6;
-  p = p * r.high + 0.5f;
+  p = fmaf(p, r.high, 1.0f / 720);
+  p = fmaf(p, r.high, 1.0f / 120);
+  p = fmaf(p, r.high, 1.0f / 24);
+  p = fmaf(p, r.high, 1.0f / 6);
+  p = fmaf(p, r.high, 0.5f);
   const TwoFloats linear = addExactly(1.0f, r.high);
   const float bend = p * (r.high * r.high);
-  const float rest = linear.low + (bend + (r.low + x.low) * (linear.high + bend));
+  const float rest = linear.low + fmaf(r.low + x.low, linear.high + bend, bend);
   const TwoFloats all = addExactly(linear.high, rest);
   const float power = __uint_as_float(static_cast<uint32_t>(static_cast<int>(n) + 127) << 23);
   return {all.high * power, all.low * power};
@@ -80,9 +80,9 @@ __device__ __forceinline__ TwoFloats geluArgument(float v) {
   const TwoFloats bend = multiplyExactly(kCubicHigh, square.high);
   const TwoFloats sum = addExactly(kLinearHigh, bend.high);
   const float low =
-      sum.low + (kLinearLow + bend.low + kCubicHigh * square.low + kCubicLow * square.high);
+      sum.low + fmaf(kCubicLow, square.high, fmaf(kCubicHigh, square.low, kLinearLow + bend.low));
   const TwoFloats product = multiplyExactly(v, sum.high);
-  return {product.high, product.low + v * low};
+  return {product.high, fmaf(v, low, product.low)};
 }
 
 // kCoarse: for results that are rounded to bf16, by one instruction for tanh, without division. Its
@@ -106,9 +106,9 @@ __device__ __forceinline__ Gelu gelu(float v) {
     const TwoFloats e = expExactly({-argument.high, -argument.low});
     const TwoFloats sum = addExactly(1.0f, e.high);
     const float s = 1.0f / sum.high, value = v * s;
-    const float left = fmaf(-value, sum.high, v) - value * (sum.low + e.low);
+    const float left = fmaf(-value, sum.low + e.low, fmaf(-value, sum.high, v));
     const float complement = e.high < 1.0f ? s * e.high : 1.0f - s;
-    return {value + left * s, s * (1.0f + v * complement * 2.0f * slope)};
+    return {fmaf(left, s, value), s * fmaf(v * complement, 2.0f * slope, 1.0f)};
   }
 }
 
@@ -287,11 +287,8 @@ struct ForwardEpilogue {
     }
     if constexpr (kKind == Epilogue::BiasResidual) {
       if (gate) {
-        // Never fused with the addition: left to the compiler, it might be in one tile's kernel and
-        // not in another's, and the choice of the tile would show in the bits.
         const float4& g = from.gate;
-        v = make_float4(__fmul_rn(v.x, g.x), __fmul_rn(v.y, g.y), __fmul_rn(v.z, g.z),
-                        __fmul_rn(v.w, g.w));
+        v = make_float4(v.x * g.x, v.y * g.y, v.z * g.z, v.w * g.w);
       }
       const float4 r =
           shared ? loadFour<kWhole>(at.shared + column, count) : from.residual.values();

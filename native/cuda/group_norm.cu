@@ -59,8 +59,8 @@ struct Moments {
 #pragma unroll
     for (int j = 0; j < kWide; j++) {
       const float delta = otherMean[j] - mean[j];
-      mean[j] += delta * share;
-      squares[j] += otherSquares[j] + delta * delta * weight;
+      mean[j] = fmaf(delta, share, mean[j]);
+      squares[j] += fmaf(delta * delta, weight, otherSquares[j]);
     }
     count += n;
   }
@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
       for (int i = 0; i < kBatch; i++) {
         const float centred = i < n ? values[i][j] - mean[j] : 0.0f;
-        squares[j] += centred * centred;
+        squares[j] = fmaf(centred, centred, squares[j]);
       }
     }
     own.merge(n, mean, squares);
@@ -196,7 +196,7 @@ __global__ void __launch_bounds__(kThreads)
       if (pixel < tile.end) {
 #pragma unroll
         for (int j = 0; j < kWide; j++) {
-          const float value = (values[i][j] - mean[j]) * factor[j] + offset[j];
+          const float value = fmaf(values[i][j] - mean[j], factor[j], offset[j]);
           values[i][j] = kSilu ? silu<T>(value) : value;
         }
         storeWide<kWide>(y + begin + int64_t{pixel} * c, values[i]);

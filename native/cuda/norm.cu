@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(kWarpThreads, kQuads > 9 ? 6 : 7)
 #pragma unroll
         for (int j = 0; j < 4; j++) {
           x[q][j] -= mean;
-          squares += x[q][j] * x[q][j];
+          squares = fmaf(x[q][j], x[q][j], squares);
         }
       }
     }
@@ -80,7 +80,9 @@ __global__ void __launch_bounds__(kWarpThreads, kQuads > 9 ? 6 : 7)
         loadWide<4>(factor, scale + q * 128);
         loadWide<4>(offset, shift + q * 128);
 #pragma unroll
-        for (int j = 0; j < 4; j++) x[q][j] = x[q][j] * norm * (1.0f + factor[j]) + offset[j];
+        for (int j = 0; j < 4; j++) {
+          x[q][j] = fmaf(x[q][j] * norm, 1.0f + factor[j], offset[j]);
+        }
         storeWide<4>(to + q * 128, x[q]);
       }
     }
@@ -104,11 +106,11 @@ __global__ void __launch_bounds__(kPlainThreads) layerNormPlainKernel(Norm<In, O
   float squares = 0;
   for (int i = thread; i < at.c; i += kPlainThreads) {
     const float centred = toFloat(x[i]) - mean;
-    squares += centred * centred;
+    squares = fmaf(centred, centred, squares);
   }
   const float norm = 1.0f / sqrtf(blockSum(squares, shared) / n + at.eps);
   for (int i = thread; i < at.c; i += kPlainThreads) {
-    y[i] = fromFloat<Out>((toFloat(x[i]) - mean) * norm * (1.0f + scale[i]) + shift[i]);
+    y[i] = fromFloat<Out>(fmaf((toFloat(x[i]) - mean) * norm, 1.0f + scale[i], shift[i]));
   }
 }
 

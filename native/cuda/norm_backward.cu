@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(kWarpThreads) layerNormBackwardKernel(NormBack
 #pragma unroll
         for (int j = 0; j < 4; j++) {
           x[q][j] -= mean;
-          squares += x[q][j] * x[q][j];
+          squares = fmaf(x[q][j], x[q][j], squares);
         }
       }
     }
@@ -135,10 +135,10 @@ __global__ void __launch_bounds__(kWarpThreads) layerNormBackwardKernel(NormBack
         for (int j = 0; j < 4; j++) {
           x[q][j] *= norm;
           shiftSums[q][j] += g[q][j];
-          scaleSums[q][j] += g[q][j] * x[q][j];
+          scaleSums[q][j] = fmaf(g[q][j], x[q][j], scaleSums[q][j]);
           g[q][j] *= 1.0f + factor[j];
           sumG += g[q][j];
-          sumGx += g[q][j] * x[q][j];
+          sumGx = fmaf(g[q][j], x[q][j], sumGx);
         }
       }
     }
@@ -149,7 +149,7 @@ __global__ void __launch_bounds__(kWarpThreads) layerNormBackwardKernel(NormBack
     for (int q = 0; q < kQuads; q++) {
 #pragma unroll
       for (int j = 0; j < 4; j++) {
-        x[q][j] = (g[q][j] - meanG - x[q][j] * meanGx) * norm;
+        x[q][j] = fmaf(-x[q][j], meanGx, g[q][j] - meanG);
         g[q][j] = 0;
       }
     }
@@ -163,7 +163,7 @@ __global__ void __launch_bounds__(kWarpThreads) layerNormBackwardKernel(NormBack
     for (int q = 0; q < kQuads; q++) {
       if (q * 128 < left) {
 #pragma unroll
-        for (int j = 0; j < 4; j++) x[q][j] += g[q][j];
+        for (int j = 0; j < 4; j++) x[q][j] = fmaf(x[q][j], norm, g[q][j]);
         storeWide<4>(at.dX + begin + q * 128, x[q]);
       }
     }
@@ -306,7 +306,7 @@ __global__ void __launch_bounds__(kThreads) gateBackwardKernel(int64_t work, Gat
       for (int k = 0; k < kTogether; k++) {
 #pragma unroll
         for (int j = 0; j < kWide; j++) {
-          sums[j] += dY[k][j] * branch[k][j];
+          sums[j] = fmaf(dY[k][j], branch[k][j], sums[j]);
           dY[k][j] *= gate[j];
         }
         if (t + k < tokens) {

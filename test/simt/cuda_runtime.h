@@ -85,8 +85,6 @@ T __ldg(const T* address) {
   return *address;
 }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
-// Is never fused with an addition; nothing is, in this build.
-inline float __fmul_rn(float x, float y) { return x * y; }
 
 // ---------------------------------------------------------------- barriers, warps
 
