@@ -12,6 +12,7 @@
 #include <tuple>
 #include <utility>
 
+#include "math_functions.h"
 #include "simt.h"
 
 // ---------------------------------------------------------------- the language

@@ -33,13 +33,9 @@ inline void awaitPrevious() { simt::awaitPrevious(); }
 
 // ---------------------------------------------------------------- numbers
 
-inline float exp2Approx(float x) { return std::exp2(x); }
-inline float reciprocalApprox(float x) { return 1.0f / x; }
-// As coarse as the instruction: its result has 11 bits.
-inline float tanhApprox(float x) {
-  const uint32_t bits = __float_as_uint(std::tanh(x));
-  return __uint_as_float((bits + 0x1000u) & ~0x1fffu);
-}
+inline float exp2Approx(float x) { return simt::exp2Approximate(x); }
+inline float reciprocalApprox(float x) { return simt::reciprocalApproximate(x); }
+inline float tanhApprox(float x) { return simt::tanhApproximate(x); }
 inline uint32_t packBf16(float low, float high) {
   return floatToBf16(low) | static_cast<uint32_t>(floatToBf16(high)) << 16;
 }
