@@ -5,11 +5,12 @@
 //
 // Beside it the dynamic shared memory, and the warps that fit on a multiprocessor with all of it, for
 // kernels that a run of dit_native_test on the emulator launches (DIT_SIMT_TRACE); '-' for others.
-import { spawnSync } from 'node:child_process'
+import { execFile } from 'node:child_process'
 import { existsSync, readFileSync, statSync } from 'node:fs'
+import os from 'node:os'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { parseArgs } from 'node:util'
+import { parseArgs, promisify } from 'node:util'
 import { demangle } from './cuda/sass.mjs'
 
 const root = fileURLToPath(new URL('..', import.meta.url)).replace(/\/$/, '')
@@ -18,6 +19,7 @@ const { values } = parseArgs({
 })
 const build = path.resolve(root, values.build)
 const only = new RegExp(values.only)
+const run = promisify(execFile)
 
 // Per multiprocessor: registers (of 32 bits), bytes of shared memory with 1 KB a block for the
 // system, warps. CUDA C++ Programming Guide, table of technical specifications.
@@ -28,7 +30,7 @@ const limits = {
 }
 
 /** What ptxas says of the kernels of a source: { name, arch, registers, stack, spills }. */
-function compile({ command, directory }) {
+async function compile({ command, directory }) {
   const words = command.split(' ').map((word) => word.replaceAll('\\"', '"'))
   const object = words.indexOf('-o') + 1
   words[object] = '/dev/null'
@@ -38,12 +40,10 @@ function compile({ command, directory }) {
     const at = words.indexOf(flag)
     if (at >= 0) words.splice(at, 2)
   }
-  const { stderr, status } = spawnSync(words[0], [...words.slice(1), '-Xptxas=-v'], {
+  const { stderr } = await run(words[0], [...words.slice(1), '-Xptxas=-v'], {
     cwd: directory,
-    encoding: 'utf8',
     maxBuffer: 1 << 28,
   })
-  if (status !== 0) throw new Error(stderr)
   const kernels = []
   let kernel
   for (const line of stderr.split('\n')) {
@@ -63,16 +63,17 @@ function compile({ command, directory }) {
 }
 
 /** Of each kernel that the native cases launch: threads of a block, the most shared memory. */
-function launches() {
+async function launches() {
   const program = path.join(build, 'Release/dit_native_test')
   const seen = new Map()
   if (!existsSync(program)) return seen
-  for (const arch of ['sm_80', 'sm_90a']) {
-    const { stderr } = spawnSync(program, ['--device', 'cuda:emulated'], {
-      encoding: 'utf8',
+  const runs = ['sm_80', 'sm_90a'].map((arch) =>
+    run(program, ['--device', 'cuda:emulated'], {
       maxBuffer: 2 ** 31 - 1,
       env: { ...process.env, DIT_SIMT_TRACE: '1', DIT_CUDA_ARCH: arch },
-    })
+    }),
+  )
+  for (const { stderr } of await Promise.all(runs)) {
     for (const [, name, threads, shared] of stderr.matchAll(
       /^simt: launch (.*), \d+ blocks of (\d+) threads, (\d+) bytes shared$/gm,
     )) {
@@ -101,10 +102,18 @@ const commands = JSON.parse(readFileSync(path.join(build, 'compile_commands.json
 const sources = commands.filter(
   ({ file, command }) => file.endsWith('.cu') && /nvcc/.test(command) && only.test(file),
 )
-const kernels = sources.flatMap((source) =>
-  compile(source).map((kernel) => ({ ...kernel, file: path.basename(source.file) })),
+const left = sources.map((source, i) => ({ source, i }))
+const compiled = sources.map(() => [])
+const compileAll = async () => {
+  for (let next = left.shift(); next; next = left.shift()) {
+    compiled[next.i] = await compile(next.source)
+  }
+}
+await Promise.all(Array.from({ length: os.availableParallelism() }, compileAll))
+const kernels = sources.flatMap((source, i) =>
+  compiled[i].map((kernel) => ({ ...kernel, file: path.basename(source.file) })),
 )
-const launched = launches()
+const launched = await launches()
 console.log('| file | kernel | arch | registers | shared memory | warps | spills | local |')
 console.log('|---|---|---|---:|---:|---:|---:|---:|')
 for (const kernel of kernels) {
