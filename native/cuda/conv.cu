@@ -20,7 +20,7 @@
 #include <vector>
 
 #include "cuda/conv.cuh"
-#include "cuda/device_memory.h"
+#include "cuda/conv.h"
 #include "cuda/dispatch.h"
 #include "cuda/kernels.h"
 
@@ -29,17 +29,6 @@ namespace dit::cuda {
 namespace {
 
 constexpr int64_t kMaxInt = std::numeric_limits<int>::max();
-
-struct ConvWeight final : PreparedWeight {
-  int64_t co = 0, ci = 0, kh = 0, kw = 0;  // of a phase, where there are some
-  Precision precision = Precision::F32;
-  bool phases = false;
-  int64_t steps = 0;
-  DeviceMemory values;  // [phases][co][steps kStep]
-
-  size_t bytes() const override { return values.bytes(); }
-  DType type() const { return precision == Precision::BF16 ? DType::BF16 : DType::F32; }
-};
 
 // To nearest, ties away from 0, as toTf32 does it.
 float roundedToTf32(float x) {
@@ -205,6 +194,9 @@ void conv2d(Context& context, const Conv2dArgs& args) {
                   args.padBottom == 1 && args.padRight == 1,
               ErrorCode::Shape, "conv2d: a weight prepared with `upsample` needs images to be ",
               "upsampled, stride 1 and padding 1");
+  }
+  if (context.arch == Arch::Sm90a && hopper::convFits(*weight, args)) {
+    return hopper::conv2d(context, *weight, args);
   }
   constexpr int64_t kMostPixels = kMaxInt / 2;
   DIT_CHECK(height * width <= kMostPixels && outHeight * outWidth <= kMostPixels, ErrorCode::Shape,

@@ -5,7 +5,8 @@
 #include "cuda/tensor_map.h"
 
 // c = a b on Hopper, for operands of bf16 and sums in fp32: a [M, K], b [K, N], each stored with
-// either of its dimensions contiguous.
+// either of its dimensions contiguous. A source says where a comes from: a matrix here, the pixels
+// under a convolution's taps in conv_sm90.cu.
 //
 // One block per multiprocessor, three warpgroups. The last only starts copies: it fills a ring of
 // stages with boxes of a and b, tile after tile. The other two compute the upper and the lower half
@@ -109,10 +110,40 @@ struct Stage {
   alignas(1024) char b[Shape::kTileN * kTileK * 2];
 };
 
+// Operand a of a tile, brought to shared memory a step of K at a time: [kTileM, kTileK], or with
+// kTransposed boxes of 64 of M and 64 of K.
+template <bool kTransposedA>
+struct MatrixSource {
+  static constexpr bool kTransposed = kTransposedA;
+
+  struct Tile {
+    int row, column;  // of c; `column` is where b's rows begin
+    int k;            // of the next step
+  };
+  template <typename Shape>
+  __device__ __forceinline__ Tile tile(const Work& work) const {
+    return {static_cast<int>(work.row), static_cast<int>(work.column), work.begin * kTileK};
+  }
+  // Starts the copies of the tile's next step.
+  template <typename Shape>
+  __device__ __forceinline__ void load(char* to, const CUtensorMap* a, uint64_t* barrier,
+                                       Tile& tile) const {
+    if constexpr (kTransposed) {
+      for (int i = 0; i < Shape::kTileM / kBoxColumns; i++) {
+        loadBox2(to + i * kBoxBytes, a, barrier, tile.row + i * kBoxColumns, tile.k);
+      }
+    } else {
+      loadBox2(to, a, barrier, tile.k, tile.row);
+    }
+    tile.k += kTileK;
+  }
+};
+
 // kTransposed: M (or N) is the contiguous dimension, not K. Such an operand comes in boxes of 64 of
 // it and 64 of K.
-template <typename Shape, bool kTransposedA, bool kTransposedB>
+template <typename Shape, typename Source, bool kTransposedB>
 struct Pipeline {
+  static constexpr bool kTransposedA = Source::kTransposed;
   static constexpr int kTileM = Shape::kTileM, kTileN = Shape::kTileN, kCluster = Shape::kCluster;
   static constexpr int kStages = Shape::kStages, kBlocks = Shape::kRows / kBlockM;
 
@@ -127,20 +158,14 @@ struct Pipeline {
         turns(empty + kStages) {}
 
   // rank: of this block in its cluster, of whose b it brings a share: rows of it that lie together.
-  __device__ __forceinline__ void load(const CUtensorMap* a, const CUtensorMap* b, int slot,
-                                       const Work& work, int step, int rank) const {
+  __device__ __forceinline__ void load(const Source& source, const CUtensorMap* a,
+                                       const CUtensorMap* b, int slot, typename Source::Tile& tile,
+                                       int step, int rank) const {
     Stage<Shape>& stage = stages[slot];
     uint64_t* const barrier = &full[slot];
-    const int row = static_cast<int>(work.row), column = static_cast<int>(work.column);
-    const int k = step * kTileK;
+    const int column = tile.column, k = step * kTileK;
     mbarrierArriveExpect(barrier, Shape::kStageBytes);
-    if constexpr (kTransposedA) {
-      for (int i = 0; i < kTileM / kBoxColumns; i++) {
-        loadBox2(stage.a + i * kBoxBytes, a, barrier, row + i * kBoxColumns, k);
-      }
-    } else {
-      loadBox2(stage.a, a, barrier, k, row);
-    }
+    source.template load<Shape>(stage.a, a, barrier, tile);
     constexpr uint16_t kAll = (1 << kCluster) - 1;
     if constexpr (kTransposedB) {
       constexpr int kRows = kTileK / kCluster;
@@ -200,11 +225,12 @@ struct Pipeline {
 };
 
 // Epilogue: see epilogue.cuh; `epilogue.part(split)` gives that of a part of K.
-template <typename Shape, bool kTransposedA, bool kTransposedB, typename Epilogue>
+template <typename Shape, typename Source, bool kTransposedB, typename Epilogue>
 __global__ void __launch_bounds__(Shape::kThreads, 1)
     gemmKernel(const __grid_constant__ CUtensorMap a, const __grid_constant__ CUtensorMap b,
-               const __grid_constant__ Problem problem, const __grid_constant__ Epilogue epilogue) {
-  using Ring = Pipeline<Shape, kTransposedA, kTransposedB>;
+               const __grid_constant__ Problem problem, const __grid_constant__ Source source,
+               const __grid_constant__ Epilogue epilogue) {
+  using Ring = Pipeline<Shape, Source, kTransposedB>;
   constexpr int kStages = Shape::kStages, kCluster = Shape::kCluster, kTileN = Shape::kTileN;
   const Ring ring(sharedMemory());
   const int thread = static_cast<int>(threadIdx.x), warpgroup = thread / kWarpgroup;
@@ -248,9 +274,10 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     if (thread % kWarpgroup == 0) {
       for (int64_t i = first; i < count; i += stride) {
         const Work work = workAt<Shape>(problem, i, rank);
+        auto tile = source.template tile<Shape>(work);
         for (int step = work.begin; step < work.end; step++) {
           mbarrierWait(&ring.empty[slot], phase ^ 1);
-          ring.load(&a, &b, slot, work, step, rank);
+          ring.load(source, &a, &b, slot, tile, step, rank);
           advance();
         }
       }
@@ -341,16 +368,24 @@ struct Matrix {
   CUtensorMap map(int boxRows) const { return matrixMap(data, rows, columns, stride, boxRows); }
 };
 
-template <typename Shape, bool kTransposedA, bool kTransposedB, typename Epilogue>
-void launchGemm(const Context& context, const Matrix& a, const Matrix& b, const Problem& problem,
-                const Epilogue& epilogue) {
+// a: as the source reads it.
+template <typename Shape, bool kTransposedB, typename Source, typename Epilogue>
+void launchGemm(const Context& context, const CUtensorMap& a, const Matrix& b,
+                const Problem& problem, const Source& source, const Epilogue& epilogue) {
   constexpr int kCluster = Shape::kCluster;
   const int64_t clusters =
       std::min<int64_t>(problem.pieces<Shape>(), context.multiprocessors / kCluster);
-  launchClusters(context, kCluster, gemmKernel<Shape, kTransposedA, kTransposedB, Epilogue>,
+  launchClusters(context, kCluster, gemmKernel<Shape, Source, kTransposedB, Epilogue>,
                  static_cast<unsigned>(clusters * kCluster), Shape::kThreads, Shape::kSharedBytes,
-                 a.map(kTransposedA ? kTileK : Shape::kTileM),
-                 b.map((kTransposedB ? kTileK : Shape::kTileN) / kCluster), problem, epilogue);
+                 a, b.map((kTransposedB ? kTileK : Shape::kTileN) / kCluster), problem, source,
+                 epilogue);
+}
+
+template <typename Shape, bool kTransposedA, bool kTransposedB, typename Epilogue>
+void launchGemm(const Context& context, const Matrix& a, const Matrix& b, const Problem& problem,
+                const Epilogue& epilogue) {
+  launchGemm<Shape, kTransposedB>(context, a.map(kTransposedA ? kTileK : Shape::kTileM), b, problem,
+                                  MatrixSource<kTransposedA>{}, epilogue);
 }
 
 }  // namespace dit::cuda::hopper

@@ -66,4 +66,11 @@ CUtensorMap headsMap(const void* data, int64_t rows, int64_t tokens, int64_t hea
                       {columns, 1, boxTokens, 1});
 }
 
+CUtensorMap imageMap(const void* data, int64_t images, int64_t height, int64_t width,
+                     int64_t channels, int boxWidth, int boxHeight) {
+  return encodeMap<4>(data, {channels, width, height, images},
+                      {channels, width * channels, height * width * channels},
+                      {kBoxColumns, boxWidth, boxHeight, 1});
+}
+
 }  // namespace dit::cuda

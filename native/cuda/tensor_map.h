@@ -22,4 +22,9 @@ constexpr int kBoxColumns = 64;
 CUtensorMap headsMap(const void* data, int64_t rows, int64_t tokens, int64_t heads, int64_t d,
                      int boxTokens, int columns);
 
+// Images [N, H, W, C] in bf16, read in boxes of 64 channels of boxWidth x boxHeight pixels of one
+// image, swizzled by 128 bytes. Pixels outside of the image read as 0. C is a multiple of 8.
+CUtensorMap imageMap(const void* data, int64_t images, int64_t height, int64_t width,
+                     int64_t channels, int boxWidth, int boxHeight);
+
 }  // namespace dit::cuda

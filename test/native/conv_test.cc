@@ -186,6 +186,28 @@ DIT_CASES(convCases) {
       {2, 64, 97, 40, 130, 1, 1},
       {1, 40, 39, 16, 136, 3, 3, 1, 1, 1, 1, 1, true},
   };
+  // With channels by the 64, as Hopper's products of warpgroups take them: images that are no whole
+  // number of patches, and smaller than one; tiles of every size, alone and in pairs, of which some
+  // lie beyond the last image; kernels of all kinds.
+  const oracle::ConvShape inPatches[] = {
+      {3, 5, 7, 64, 24, 3, 3, 1, 1, 1, 1, 1},
+      {1, 1, 1, 64, 17, 3, 3, 1, 1, 1, 1, 1},
+      {1, 33, 40, 64, 136, 3, 3, 1, 1, 1, 1, 1},
+      {3, 17, 18, 128, 200, 1, 1},
+      {1, 3, 300, 64, 32, 1, 1},
+      {1, 300, 3, 64, 72, 3, 3, 1, 1, 1, 1, 1},
+      {1, 7, 9, 64, 20, 3, 1, 1, 1, 0, 1, 0},
+      {1, 7, 9, 192, 20, 2, 3, 1, 0, 1, 1, 2},
+      {2, 5, 5, 64, 33, 5, 5, 1, 2, 2, 2, 2},
+      {1, 14, 16, 64, 68, 3, 3, 1},
+      {3, 33, 31, 64, 128, 3, 3, 1, 1, 1, 1, 1},
+      {1, 9, 6, 64, 40, 3, 3, 1, 1, 1, 1, 1, true},
+      {3, 8, 16, 64, 130, 3, 3, 1, 1, 1, 1, 1, true},
+      {1, 40, 33, 64, 136, 3, 3, 1, 1, 1, 1, 1, true},
+  };
+  for (const oracle::ConvShape& shape : inPatches) {
+    add({.shape = shape, .precision = Precision::BF16, .prepared = shape.upsample});
+  }
   for (Precision precision : {Precision::F32, Precision::TF32, Precision::BF16}) {
     for (const oracle::ConvShape& shape : shapes) add({.shape = shape, .precision = precision});
     for (const oracle::ConvShape& shape : upsampled) {
