@@ -455,8 +455,8 @@ void run(Context& context, const AttentionBackwardArgs& args) {
                .qkvRest = {},
                .dYPanel = map(args.dY.data, heads, kPanel),
                .dYRest = {},
-               .numbers = matrixMap(scratch, all * padded / kNumbersARow, kBoxColumns, kBoxColumns,
-                                    kQueries / kNumbersARow)};
+               .numbers = matrixMap(scratch, DType::BF16, all * padded / kNumbersARow, kBoxColumns,
+                                    kBoxColumns, kQueries / kNumbersARow)};
   if constexpr (Sums<kD>::kHasRest) {
     maps.qkvRest = map(args.qkv.data, 3 * heads, kRestPanel);
     maps.dYRest = map(args.dY.data, heads, kRestPanel);

@@ -71,7 +71,7 @@ struct PixelSource {
   __device__ __forceinline__ void load(char* to, const CUtensorMap* a, uint64_t* barrier,
                                        Tile& tile) const {
     loadBox4(to, a, barrier, tile.channel, tile.x + tile.tapColumn, tile.row, tile.image);
-    tile.channel += kTileK;
+    tile.channel += Shape::kTileK;
     if (tile.channel < ci) return;
     tile.channel = 0;
     if (++tile.tapColumn < kw) return;
@@ -217,8 +217,8 @@ bool convFits(const ConvWeight& weight, const Conv2dArgs& args) {
   const Output out(weight, args);
   const int64_t pixels = out.images * out.rows * out.columns * out.phases;
   constexpr int64_t kLargestTile = 256;  // all of a row of pixels that is one pixel wide
-  return weight.precision == Precision::BF16 && weight.ci % kTileK == 0 && weight.co > kNarrow &&
-         args.stride == 1 && args.upsample == weight.phases &&
+  return weight.precision == Precision::BF16 && weight.ci % kBoxColumns == 0 &&
+         weight.co > kNarrow && args.stride == 1 && args.upsample == weight.phases &&
          reinterpret_cast<uintptr_t>(args.x.data) % 16 == 0 && args.x.count() > 0 &&
          args.y.dtype == DType::BF16 && pixels <= kMaxInt / kLargestTile;
 }

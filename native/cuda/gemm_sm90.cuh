@@ -25,11 +25,13 @@
 
 namespace dit::cuda::hopper {
 
-constexpr int kTileK = 64;  // 128 bytes, the width of the swizzle
-constexpr int kStepK = 16;  // of one instruction
+constexpr int kRowBytes = 128;  // of a stage: the width of the swizzle
+constexpr int kStepBytes = 32;  // of one instruction
 constexpr int kWarpgroup = 128;
-constexpr int kBlockM = 64;                          // rows of one instruction
-constexpr int kBoxBytes = kTileK * kBoxColumns * 2;  // of 64 x 64 numbers
+constexpr int kBlockM = 64;                     // rows of one instruction
+constexpr int kBoxBytes = kBlockM * kRowBytes;  // of 64 rows
+constexpr int kSteps = kRowBytes / kStepBytes;  // instructions of a stage
+static_assert(kBoxColumns * sizeof(Bf16) == kRowBytes);
 
 // What may be tuned without a change of the bits. Tiles of kM x kN, in clusters of kBlocks; a ring
 // of at most kMostStages, fewer where they do not fit. kGroup rows of tiles make a group, within
@@ -37,9 +39,15 @@ constexpr int kBoxBytes = kTileK * kBoxColumns * 2;  // of 64 x 64 numbers
 // the same columns of b. kTurns: each consumer computes whole tiles, in turn with the others
 // ("ping-pong"), so that an epilogue always has another's products beside it; b is then read from
 // shared memory for fewer rows, and more of it is copied for the same sums.
+//
+// T: of the operands, Bf16, or float for TF32.
 template <int kM, int kN, int kBlocks = 1, int kMostStages = 8, int kRowsOfGroup = 1,
-          bool kInTurns = false>
+          bool kInTurns = false, typename T = Bf16>
 struct GemmShape {
+  using Element = T;
+  static constexpr bool kTf32 = sizeof(T) == 4;
+  static constexpr int kTileK = kRowBytes / sizeof(T);
+
   static constexpr int kTileM = kM, kTileN = kN, kCluster = kBlocks, kGroup = kRowsOfGroup;
   static constexpr bool kTurns = kInTurns;
 
@@ -48,7 +56,7 @@ struct GemmShape {
   static constexpr int kThreads = (1 + kConsumers) * kWarpgroup;
   static constexpr int kConsumerRegisters = 232, kProducerRegisters = 40;
 
-  static constexpr int kStageBytes = (kTileM + kTileN) * kTileK * 2;
+  static constexpr int kStageBytes = (kTileM + kTileN) * kRowBytes;
   // As many as fit into 227 KB beside the barriers.
   static constexpr int kStages = std::min(kMostStages, (226 << 10) / kStageBytes);
   static constexpr size_t kSharedBytes =
@@ -76,10 +84,14 @@ struct Problem {
   __host__ __device__ int64_t pieces() const {
     return rowsOfClusters<Shape>() * columnsOfTiles<Shape>() * splits;
   }
-  __host__ __device__ int steps() const { return static_cast<int>((k + kTileK - 1) / kTileK); }
+  template <typename Shape>
+  __host__ __device__ int steps() const {
+    return static_cast<int>((k + Shape::kTileK - 1) / Shape::kTileK);
+  }
   // Part i has the steps [begin(i), begin(i + 1)).
+  template <typename Shape>
   __host__ __device__ int begin(int i) const {
-    return static_cast<int>(static_cast<int64_t>(steps()) * i / splits);
+    return static_cast<int>(static_cast<int64_t>(steps<Shape>()) * i / splits);
   }
 };
 
@@ -100,14 +112,14 @@ __device__ __forceinline__ Work workAt(const Problem& problem, int64_t i, int ra
   const int64_t high = Shape::kGroup == 1 ? 1 : min(int64_t{Shape::kGroup}, rows - first);
   i -= first * columns;
   const int64_t row = (first + i % high) * Shape::kCluster + rank;
-  return {row * Shape::kTileM, i / high * Shape::kTileN, split, problem.begin(split),
-          problem.begin(split + 1)};
+  return {row * Shape::kTileM, i / high * Shape::kTileN, split, problem.begin<Shape>(split),
+          problem.begin<Shape>(split + 1)};
 }
 
 template <typename Shape>
 struct Stage {
-  alignas(1024) char a[Shape::kTileM * kTileK * 2];
-  alignas(1024) char b[Shape::kTileN * kTileK * 2];
+  alignas(1024) char a[Shape::kTileM * kRowBytes];
+  alignas(1024) char b[Shape::kTileN * kRowBytes];
 };
 
 // Operand a of a tile, brought to shared memory a step of K at a time: [kTileM, kTileK], or with
@@ -122,7 +134,7 @@ struct MatrixSource {
   };
   template <typename Shape>
   __device__ __forceinline__ Tile tile(const Work& work) const {
-    return {static_cast<int>(work.row), static_cast<int>(work.column), work.begin * kTileK};
+    return {static_cast<int>(work.row), static_cast<int>(work.column), work.begin * Shape::kTileK};
   }
   // Starts the copies of the tile's next step.
   template <typename Shape>
@@ -135,7 +147,7 @@ struct MatrixSource {
     } else {
       loadBox2(to, a, barrier, tile.k, tile.row);
     }
-    tile.k += kTileK;
+    tile.k += Shape::kTileK;
   }
 };
 
@@ -146,6 +158,7 @@ struct Pipeline {
   static constexpr bool kTransposedA = Source::kTransposed;
   static constexpr int kTileM = Shape::kTileM, kTileN = Shape::kTileN, kCluster = Shape::kCluster;
   static constexpr int kStages = Shape::kStages, kBlocks = Shape::kRows / kBlockM;
+  static_assert(!Shape::kTf32 || (!kTransposedA && !kTransposedB), "wgmma takes TF32 along K only");
 
   Stage<Shape>* stages;
   uint64_t *full, *empty;  // [kStages] barriers
@@ -163,19 +176,19 @@ struct Pipeline {
                                        int step, int rank) const {
     Stage<Shape>& stage = stages[slot];
     uint64_t* const barrier = &full[slot];
-    const int column = tile.column, k = step * kTileK;
+    const int column = tile.column, k = step * Shape::kTileK;
     mbarrierArriveExpect(barrier, Shape::kStageBytes);
     source.template load<Shape>(stage.a, a, barrier, tile);
     constexpr uint16_t kAll = (1 << kCluster) - 1;
     if constexpr (kTransposedB) {
-      constexpr int kRows = kTileK / kCluster;
+      constexpr int kRows = Shape::kTileK / kCluster;
       for (int i = 0; i < kTileN / kBoxColumns; i++) {
-        loadShare(stage.b + i * kBoxBytes + rank * kRows * 128, b, barrier,
+        loadShare(stage.b + i * kBoxBytes + rank * kRows * kRowBytes, b, barrier,
                   column + i * kBoxColumns, k + rank * kRows, kAll);
       }
     } else {
       constexpr int kRows = kTileN / kCluster;
-      loadShare(stage.b + rank * kRows * 128, b, barrier, k, column + rank * kRows, kAll);
+      loadShare(stage.b + rank * kRows * kRowBytes, b, barrier, k, column + rank * kRows, kAll);
     }
   }
 
@@ -200,24 +213,57 @@ struct Pipeline {
     }
   }
 
+  // What a thread holds of a stage of a while its products run: none of it in bf16.
+  struct Fragments {
+    uint32_t a[Shape::kTf32 ? kBlocks : 1][kSteps][4];
+  };
+  // Registers of a thread that products take: sums, and the fragments of two stages.
+  static constexpr int kHeld = kBlocks * (kTileN / 2 + (Shape::kTf32 ? 2 * 4 * kSteps : 0));
+
+  // TF32: reads a consumer's rows of the tile, from `row` on, and rounds them. Eight rows of 16
+  // bytes, which ldmatrix reads at a time, are numbers as mmaTf32 wants them, and the swizzle has
+  // them in different banks.
+  __device__ __forceinline__ void read(int slot, int row, Fragments& to) const {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const int warp = static_cast<int>(threadIdx.x) % kWarpgroup / 32;
+    const int first = lane % 16 * kRowBytes + (lane / 16 ^ lane % 8) * 16;
+#pragma unroll
+    for (int block = 0; block < kBlocks; block++) {
+      const char* const rows = stages[slot].a + (row + block * kBlockM + warp * 16) * kRowBytes;
+#pragma unroll
+      for (int k = 0; k < kSteps; k++) {
+        uint32_t(&a)[4] = to.a[block][k];
+        loadMatrix4(a, rows + (first ^ k * kStepBytes));
+#pragma unroll
+        for (int i = 0; i < 4; i++) a[i] = toTf32(__uint_as_float(a[i]));
+      }
+    }
+  }
+
   // Starts the products of a stage for a consumer's rows of the tile, from `row` on.
-  __device__ __forceinline__ void multiply(int slot, int row, float (&sums)[kBlocks][kTileN / 2],
+  __device__ __forceinline__ void multiply(int slot, int row, Fragments& fragments,
+                                           float (&sums)[kBlocks][kTileN / 2],
                                            bool accumulate) const {
     const Stage<Shape>& stage = stages[slot];
-    constexpr int kAtom = 8 * 128;  // bytes of 8 rows
+    constexpr int kAtom = 8 * kRowBytes;
+    if constexpr (Shape::kTf32) read(slot, row, fragments);
     wgmmaFence();
 #pragma unroll
-    for (int k = 0; k < kTileK / kStepK; k++) {
+    for (int k = 0; k < kSteps; k++) {
       // K is contiguous: on within the row. Else: on by 16 rows.
-      const int offsetA = k * (kTransposedA ? 2 * kAtom : kStepK * 2);
-      const int offsetB = k * (kTransposedB ? 2 * kAtom : kStepK * 2);
+      const int offsetA = k * (kTransposedA ? 2 * kAtom : kStepBytes);
+      const int offsetB = k * (kTransposedB ? 2 * kAtom : kStepBytes);
       const uint64_t b = matrixDescriptor(stage.b + offsetB, kBoxBytes, kAtom, Swizzle::Bytes128);
 #pragma unroll
       for (int block = 0; block < kBlocks; block++) {
-        // 64 rows with K contiguous, or a box, are as many bytes.
-        const char* const rows = stage.a + (row / kBlockM + block) * kBoxBytes;
-        const uint64_t a = matrixDescriptor(rows + offsetA, kBoxBytes, kAtom, Swizzle::Bytes128);
-        wgmmaAsync<kTransposedA, kTransposedB>(sums[block], a, b, accumulate || k > 0);
+        if constexpr (Shape::kTf32) {
+          wgmmaTf32Async(sums[block], fragments.a[block][k], b, accumulate || k > 0);
+        } else {
+          // 64 rows with K contiguous, or a box, are as many bytes.
+          const char* const rows = stage.a + (row / kBlockM + block) * kBoxBytes;
+          const uint64_t a = matrixDescriptor(rows + offsetA, kBoxBytes, kAtom, Swizzle::Bytes128);
+          wgmmaAsync<kTransposedA, kTransposedB>(sums[block], a, b, accumulate || k > 0);
+        }
       }
     }
     wgmmaCommit();
@@ -303,8 +349,12 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
       const int warp = thread % kWarpgroup / 32;
       const int row = Shape::kTurns ? 0 : warpgroup * Shape::kRows;  // within the tile
       const auto& last = epilogue.part(work.split);
+      // The derivative of gelu in fp32 takes more registers than what others do.
+      using Read = typename std::decay_t<decltype(last)>::Read;
+      constexpr int kOwn = Shape::kTf32 && sizeof(Read) <= sizeof(float4) ? 80 : 56;
       // Registers for reads ahead; with two blocks there is no room for them.
-      constexpr int kSpare = Ring::kBlocks == 1 ? Shape::kConsumerRegisters - kTileN / 2 - 56 : 0;
+      constexpr int kSpare =
+          Ring::kBlocks == 1 ? Shape::kConsumerRegisters - Ring::kHeld - kOwn : 0;
       using Finisher = TileFinisher<kSpare, 1, kTileN / 8, std::decay_t<decltype(last)>>;
       const auto finisherAt = [&](int block) {
         return Finisher(last, static_cast<int>(work.row) + row + block * kBlockM + warp * 16,
@@ -317,17 +367,29 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
       // The first step stands by itself: a step that only perhaps waits for the one before would
       // make the compiler let every product wait for the last (scripts/cuda/rules.mjs looks after
       // it).
+      typename Ring::Fragments even, odd;
       mbarrierWait(&ring.full[slot], phase);
-      ring.multiply(slot, row, sums, false);
+      ring.multiply(slot, row, even, sums, false);
       int previous = slot;
       advance();
-      for (int step = work.begin + 1; step < work.end; step++) {
+      // The products of the step before run until this one's have begun.
+      const auto next = [&](typename Ring::Fragments& fragments) {
         mbarrierWait(&ring.full[slot], phase);
-        ring.multiply(slot, row, sums, true);
+        ring.multiply(slot, row, fragments, sums, true);
         wgmmaWait<1>();
         ring.release(previous);
         previous = slot;
         advance();
+      };
+      int step = work.begin + 1;
+      if constexpr (Shape::kTf32) {
+        for (; step + 1 < work.end; step += 2) {
+          next(odd);
+          next(even);
+        }
+        if (step < work.end) next(odd);
+      } else {
+        for (; step < work.end; step++) next(even);
       }
       if constexpr (Shape::kTurns) {
         if (thread % 32 == 0) mbarrierArrive(&ring.turns[(warpgroup + 1) % Shape::kConsumers]);
@@ -360,32 +422,39 @@ struct Whole {
   __device__ __forceinline__ const Epilogue& part(int) const { return epilogue; }
 };
 
-// An operand as it lies in memory: rows of bf16, `stride` numbers apart.
+// An operand as it lies in memory: rows that are `stride` numbers apart.
 struct Matrix {
   const void* data;
   int64_t rows, columns, stride;
 
-  CUtensorMap map(int boxRows) const { return matrixMap(data, rows, columns, stride, boxRows); }
+  template <typename Element>
+  CUtensorMap map(int boxRows) const {
+    constexpr DType kType = sizeof(Element) == 2 ? DType::BF16 : DType::F32;
+    return matrixMap(data, kType, rows, columns, stride, boxRows);
+  }
 };
 
 // a: as the source reads it.
 template <typename Shape, bool kTransposedB, typename Source, typename Epilogue>
 void launchGemm(const Context& context, const CUtensorMap& a, const Matrix& b,
                 const Problem& problem, const Source& source, const Epilogue& epilogue) {
+  using Element = typename Shape::Element;
   constexpr int kCluster = Shape::kCluster;
   const int64_t clusters =
       std::min<int64_t>(problem.pieces<Shape>(), context.multiprocessors / kCluster);
   launchClusters(context, kCluster, gemmKernel<Shape, Source, kTransposedB, Epilogue>,
                  static_cast<unsigned>(clusters * kCluster), Shape::kThreads, Shape::kSharedBytes,
-                 a, b.map((kTransposedB ? kTileK : Shape::kTileN) / kCluster), problem, source,
-                 epilogue);
+                 a,
+                 b.template map<Element>((kTransposedB ? Shape::kTileK : Shape::kTileN) / kCluster),
+                 problem, source, epilogue);
 }
 
 template <typename Shape, bool kTransposedA, bool kTransposedB, typename Epilogue>
 void launchGemm(const Context& context, const Matrix& a, const Matrix& b, const Problem& problem,
                 const Epilogue& epilogue) {
-  launchGemm<Shape, kTransposedB>(context, a.map(kTransposedA ? kTileK : Shape::kTileM), b, problem,
-                                  MatrixSource<kTransposedA>{}, epilogue);
+  const CUtensorMap map =
+      a.template map<typename Shape::Element>(kTransposedA ? Shape::kTileK : Shape::kTileM);
+  launchGemm<Shape, kTransposedB>(context, map, b, problem, MatrixSource<kTransposedA>{}, epilogue);
 }
 
 }  // namespace dit::cuda::hopper

@@ -41,6 +41,10 @@ inline int64_t alignedStride(int64_t n, DType type) {
 // converted; `toTf32` rounds F32 to TF32.
 void copyRows(const Context& context, const Tensor& from, void* to, DType type, bool toTf32);
 
+// to[k, n] = from[n, k]^T, rounded to TF32; rows of `to` are `stride` apart.
+void copyTransposed(const Context& context, const float* from, int64_t n, int64_t k, float* to,
+                    int64_t stride);
+
 // A dense matrix [rows, n] as products read it: where it lies, or a copy of it in scratch memory.
 class AlignedRows {
  public:
@@ -71,8 +75,12 @@ void linear(Context& context, const LinearWeight& weight, const LinearArgs& args
 // The same by context.tuning's candidate, for a y in bf16.
 void linearCandidate(const Context& context, const LinearWeight& weight, const LinearArgs& args);
 
-// dX and dWeight; dBias is linear_backward.cu's. weight: may be null, the precision is that of x
-// then.
+// dX alone, in TF32; dWeight is linear_backward.cu's then.
+bool inputGradientFits(const LinearWeight* weight, const LinearBackwardArgs& args);
+void inputGradient(Context& context, const LinearWeight& weight, const LinearBackwardArgs& args);
+
+// dX and dWeight in bf16; dBias is linear_backward.cu's. weight: may be null, the precision is that
+// of x then.
 bool backwardFits(const LinearWeight* weight, const LinearBackwardArgs& args);
 void linearBackward(Context& context, const LinearWeight* weight, const LinearBackwardArgs& args);
 

@@ -208,9 +208,9 @@ Precision precisionOf(const LinearWeight* weight, DType type) {
   return type == DType::BF16 ? Precision::BF16 : Precision::F32;
 }
 
-// dX and dWeight.
-void multiplyBackward(Context& context, const LinearWeight* weight,
-                      const LinearBackwardArgs& args) {
+// dWeight, and dX where `forX`.
+void multiplyBackward(Context& context, const LinearWeight* weight, const LinearBackwardArgs& args,
+                      bool forX) {
   const int64_t rows = args.x.shape[0] * args.x.shape[1];
   const int64_t k = args.x.shape[2], n = args.dY.shape[2];
   const DType type = args.x.dtype;
@@ -225,7 +225,7 @@ void multiplyBackward(Context& context, const LinearWeight* weight,
 
   // Scratch memory: copies of rows that are not aligned, then sums of parts.
   AlignedRows x(args.x.data, type, rows, k), dY(args.dY.data, type, rows, n),
-      w(args.dX ? weight->values : nullptr, type, n, k);
+      w(forX ? weight->values : nullptr, type, n, k);
   const bool copies = precision != Precision::F32;  // fp32 takes any alignment
   const size_t ofCopies = copies ? x.bytes() + dY.bytes() + w.bytes() : 0;
   char* room =
@@ -233,7 +233,7 @@ void multiplyBackward(Context& context, const LinearWeight* weight,
   float* const parts = reinterpret_cast<float*>(room + ofCopies);
   if (copies) {
     room = dY.copyTo(context, room);
-    if (args.dX) room = w.copyTo(context, room);
+    if (forX) room = w.copyTo(context, room);
   }
 
   Operands operands{.x = {},
@@ -244,7 +244,7 @@ void multiplyBackward(Context& context, const LinearWeight* weight,
                     .k = k};
   withType(type, [&]<typename T>(T) {
     // With preActivation it writes x, too.
-    if (args.dX) productForX<T>(context, operands, precision, args);
+    if (forX) productForX<T>(context, operands, precision, args);
     if (copies) x.copyTo(context, room);
     operands.x = {x.data(), x.stride()};
     productForWeight<T>(context, operands, precision, split, large, parts,
@@ -290,7 +290,9 @@ void linearBackward(Context& context, const LinearBackwardArgs& args) {
   if (context.arch == Arch::Sm90a && hopper::backwardFits(weight, args)) {
     hopper::linearBackward(context, weight, args);
   } else {
-    multiplyBackward(context, weight, args);
+    const bool apart = context.arch == Arch::Sm90a && hopper::inputGradientFits(weight, args);
+    if (apart) hopper::inputGradient(context, *weight, args);
+    multiplyBackward(context, weight, args, /*forX=*/args.dX && !apart);
   }
   addColumnSums(context, args.dY, args.dBias);
 }

@@ -16,7 +16,7 @@ void linearByCandidate(const Context& context, const LinearWeight& weight, const
   using Shape =
       GemmShape<kRow.tileM, kRow.tileN, kRow.cluster, kRow.stages, kRow.group, kRow.turns>;
   static_assert(Shape::kStages == kRow.stages, "its name would not be true");
-  linearBy<Shape, Bf16>(context, weight, args);
+  linearBy<Shape, Bf16>(context, matrixOf(weight), args);
 }
 
 }  // namespace

@@ -25,7 +25,39 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+// Tiles of 32 x 32 go through shared memory, so that both sides are read and written along rows.
+constexpr int kSide = 32, kPitch = kSide + 1;
+
+__global__ void __launch_bounds__(kThreads)
+    copyTransposedKernel(const float* from, int64_t n, int64_t k, float* to, int64_t stride) {
+  awaitPrevious();
+  float* const tile = reinterpret_cast<float*>(sharedMemory());  // [kSide, kPitch]
+  const int64_t across = (k + kSide - 1) / kSide;
+  const int64_t row = blockIdx.x / across * kSide, column = blockIdx.x % across * kSide;
+  const int x = static_cast<int>(threadIdx.x) % kSide,
+            first = static_cast<int>(threadIdx.x) / kSide;
+#pragma unroll
+  for (int y = first; y < kSide; y += kThreads / kSide) {
+    const bool inside = row + y < n && column + x < k;
+    tile[y * kPitch + x] = inside ? from[(row + y) * k + column + x] : 0.0f;
+  }
+  __syncthreads();
+#pragma unroll
+  for (int y = first; y < kSide; y += kThreads / kSide) {
+    if (column + y < k && row + x < n) {
+      to[(column + y) * stride + row + x] = __uint_as_float(toTf32(tile[x * kPitch + y]));
+    }
+  }
+}
+
 }  // namespace
+
+void copyTransposed(const Context& context, const float* from, int64_t n, int64_t k, float* to,
+                    int64_t stride) {
+  launch(context, copyTransposedKernel,
+         dim3(static_cast<unsigned>(divideUp(n, kSide) * divideUp(k, kSide))), dim3(kThreads),
+         kSide * kPitch * sizeof(float), from, n, k, to, stride);
+}
 
 void copyRows(const Context& context, const Tensor& from, void* to, DType type, bool toTf32) {
   withType(from.dtype, [&]<typename From>(From) {

@@ -1,6 +1,6 @@
-// Products with a weight in bf16 on Hopper, forward and backward (linear.h says which). With x
-// [rows, K], W [N, K], all of them row-major, the three products differ in which dimension of their
-// operands is contiguous:
+// Products with a weight in bf16 on Hopper, forward and backward (linear.h says which; those in
+// TF32 are in linear_tf32_sm90.cu). With x [rows, K], W [N, K], all of them row-major, the three
+// products differ in which dimension of their operands is contiguous:
 //
 //   y  = x W^T     both along K
 //   dX = dY W      dY along the sum's dimension N, W across it
@@ -13,58 +13,6 @@
 namespace dit::cuda::hopper {
 
 namespace {
-
-// The width of a tile for c [m, n]: the one whose waves of tiles take the least time. Wide ones
-// reach more of the peak, since they read less for what they compute (the shares are estimates);
-// narrow ones fill the device when there are few rows, as with a batch of 1. The bits of a result
-// do not depend on it (gemm_sm90.cuh).
-constexpr int tileWidth(int64_t m, int64_t n, int multiprocessors) {
-  constexpr int kRows = 128;  // of a tile
-  struct Width {
-    int columns;
-    double share;  // of the peak
-  };
-  int best = 0;
-  double least = 0;
-  for (const Width width : {Width{192, 1.0}, Width{128, 0.9}, Width{64, 0.6}}) {
-    const int64_t tiles = (m + kRows - 1) / kRows * ((n + width.columns - 1) / width.columns);
-    const int64_t waves = (tiles + multiprocessors - 1) / multiprocessors;
-    const double time = static_cast<double>(waves * width.columns) / width.share;
-    if (best == 0 || time < least) {
-      best = width.columns;
-      least = time;
-    }
-  }
-  return best;
-}
-static_assert(tileWidth(16384, 1152, 132) == 192 && tileWidth(16384, 4608, 132) == 192 &&
-              tileWidth(512, 1152, 132) == 64 && tileWidth(16384, 32, 132) == 64);
-
-// Calls work with a shape. Narrow tiles are for few rows, where clusters find no tiles below one
-// another.
-template <typename Work>
-void withShape(const Context& context, int64_t m, int64_t n, const Work& work) {
-  const bool clusters = m > 512 && context.multiprocessors > 1;
-  switch (tileWidth(m, n, context.multiprocessors)) {
-    case 192:
-      return clusters ? work(GemmShape<128, 192, 2>{}) : work(GemmShape<128, 192>{});
-    case 128:
-      return clusters ? work(GemmShape<128, 128, 2>{}) : work(GemmShape<128, 128>{});
-    default:
-      return work(GemmShape<128, 64>{});
-  }
-}
-
-// A product of fewer rows is bound by reading the weight, for which tiles of 128 rows use too few
-// multiprocessors. What decides is for how many the weight was made, not how many there are: these
-// kernels need not round as those of linear.cu do.
-constexpr int64_t kLeastRows = 64;
-
-// Whether TMA can read rows of bf16 that begin `stride` numbers apart.
-bool readable(const void* data, int64_t stride) {
-  return reinterpret_cast<uintptr_t>(data) % 16 == 0 && stride % 8 == 0;
-}
-bool readable(const Tensor& t) { return t.dtype == DType::BF16 && readable(t.data, t.shape[-1]); }
 
 // ---------------------------------------------------------------- the gradient of a weight
 
@@ -103,10 +51,10 @@ void addWeightGradient(Context& context, const LinearBackwardArgs& args, int64_t
                        int64_t k) {
   const Matrix dY = {args.dY.data, rows, n, n}, x = {args.x.data, rows, k, k};
   float* const dWeight = args.dWeight.as<float>();
-  withShape(context, n, k, [&]<typename Shape>(Shape) {
+  withShape<Bf16>(context, n, k, [&]<typename Shape>(Shape) {
     Problem problem = {.m = n, .n = k, .k = rows};
     const int64_t tiles = problem.template pieces<Shape>() * Shape::kCluster;
-    problem.splits = chooseParts(tiles, problem.steps(), context.multiprocessors);
+    problem.splits = chooseParts(tiles, problem.template steps<Shape>(), context.multiprocessors);
     if (problem.splits == 1) {
       return launchGemm<Shape, true, true>(
           context, dY, x, problem,
@@ -126,7 +74,7 @@ void inputGradient(Context& context, const LinearWeight& weight, const LinearBac
                    int64_t rows) {
   const int64_t n = weight.n, k = weight.k;
   const Matrix dY = {args.dY.data, rows, n, n}, w = {weight.values, n, k, weight.stride};
-  withShape(context, rows, k, [&]<typename Shape>(Shape) {
+  withShape<Bf16>(context, rows, k, [&]<typename Shape>(Shape) {
     const auto run = [&](const auto& epilogue) {
       launchGemm<Shape, false, true>(context, dY, w, {.m = rows, .n = k, .k = n},
                                      Whole<std::decay_t<decltype(epilogue)>>{epilogue});
@@ -141,20 +89,25 @@ void inputGradient(Context& context, const LinearWeight& weight, const LinearBac
 }  // namespace
 
 bool linearFits(const LinearWeight& weight, const LinearArgs& args) {
-  return weight.precision == Precision::BF16 && weight.rows >= kLeastRows &&
-         readable(weight.values, weight.stride) && readable(args.x);
+  if (weight.precision == Precision::F32 || weight.rows < kLeastRows || !readable(args.x)) {
+    return false;
+  }
+  // A trained weight in TF32 is copied.
+  return (weight.precision == Precision::TF32 && weight.trained) ||
+         readable(weight.values, weight.stride, weight.type);
 }
 
 void linear(Context& context, const LinearWeight& weight, const LinearArgs& args) {
+  if (weight.precision == Precision::TF32) return linearTf32(context, weight, args);
 #ifdef DIT_CUDA_CANDIDATES
   if (context.tuning.linear >= 0 && args.y.dtype == DType::BF16) {
     return linearCandidate(context, weight, args);
   }
 #endif
   const int64_t rows = args.x.shape[0] * args.x.shape[1];
-  withShape(context, rows, weight.n, [&]<typename Shape>(Shape) {
-    return args.y.dtype == DType::BF16 ? linearBy<Shape, Bf16>(context, weight, args)
-                                       : linearBy<Shape, float>(context, weight, args);
+  withShape<Bf16>(context, rows, weight.n, [&]<typename Shape>(Shape) {
+    return args.y.dtype == DType::BF16 ? linearBy<Shape, Bf16>(context, matrixOf(weight), args)
+                                       : linearBy<Shape, float>(context, matrixOf(weight), args);
   });
 }
 
@@ -162,8 +115,9 @@ bool backwardFits(const LinearWeight* weight, const LinearBackwardArgs& args) {
   const int64_t rows = args.x.shape[0] * args.x.shape[1];
   const bool weightFits =
       !args.dX || (weight && weight->precision == Precision::BF16 &&
-                   readable(weight->values, weight->stride) && weight->k % 4 == 0);
-  return rows >= kLeastRows && readable(args.x) && readable(args.dY) && weightFits;
+                   readable(weight->values, weight->stride, DType::BF16) && weight->k % 4 == 0);
+  return rows >= kLeastRows && args.x.dtype == DType::BF16 && readable(args.x) &&
+         readable(args.dY) && weightFits;
 }
 
 // x comes of the first product, where it is made again.

@@ -27,7 +27,7 @@ Encode encoder() {
 
 // Sizes, strides and the box in numbers, innermost first.
 template <int kRank>
-CUtensorMap encodeMap(const void* data, const std::array<int64_t, kRank>& size,
+CUtensorMap encodeMap(const void* data, DType type, const std::array<int64_t, kRank>& size,
                       const std::array<int64_t, kRank - 1>& stride,
                       const std::array<int, kRank>& box) {
   static const Encode encode = encoder();  // the same for every device and thread
@@ -37,15 +37,17 @@ CUtensorMap encodeMap(const void* data, const std::array<int64_t, kRank>& size,
     sizes[i] = static_cast<cuuint64_t>(size[i]);
     boxes[i] = static_cast<cuuint32_t>(box[i]);
     ones[i] = 1;
-    if (i > 0) strides[i - 1] = static_cast<cuuint64_t>(stride[i - 1]) * 2;
+    if (i > 0) strides[i - 1] = static_cast<cuuint64_t>(stride[i - 1]) * dtypeSize(type);
   }
   const CUtensorMapSwizzle swizzle =
-      box[0] == kBoxColumns ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_32B;
+      box[0] * dtypeSize(type) == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_32B;
+  const CUtensorMapDataType format =
+      type == DType::BF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT32;
   CUtensorMap map;
   const CUresult status =
-      encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, kRank, const_cast<void*>(data), sizes, strides,
-             boxes, ones, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
-             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+      encode(&map, format, kRank, const_cast<void*>(data), sizes, strides, boxes, ones,
+             CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+             CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   DIT_CHECK(status == CUDA_SUCCESS, ErrorCode::Internal,
             "CUDA: cuTensorMapEncodeTiled refused a tensor of ", size[0], " x ", size[1],
             ": error ", static_cast<int>(status));
@@ -54,21 +56,22 @@ CUtensorMap encodeMap(const void* data, const std::array<int64_t, kRank>& size,
 
 }  // namespace
 
-CUtensorMap matrixMap(const void* data, int64_t rows, int64_t columns, int64_t stride,
+CUtensorMap matrixMap(const void* data, DType type, int64_t rows, int64_t columns, int64_t stride,
                       int boxRows) {
-  return encodeMap<2>(data, {columns, rows}, {stride}, {kBoxColumns, boxRows});
+  const int boxColumns = 128 / static_cast<int>(dtypeSize(type));
+  return encodeMap<2>(data, type, {columns, rows}, {stride}, {boxColumns, boxRows});
 }
 
 CUtensorMap headsMap(const void* data, int64_t rows, int64_t tokens, int64_t heads, int64_t d,
                      int boxTokens, int columns) {
   const int64_t token = heads * d;
-  return encodeMap<4>(data, {d, heads, tokens, rows}, {d, token, tokens * token},
+  return encodeMap<4>(data, DType::BF16, {d, heads, tokens, rows}, {d, token, tokens * token},
                       {columns, 1, boxTokens, 1});
 }
 
 CUtensorMap imageMap(const void* data, int64_t images, int64_t height, int64_t width,
                      int64_t channels, int boxWidth, int boxHeight) {
-  return encodeMap<4>(data, {channels, width, height, images},
+  return encodeMap<4>(data, DType::BF16, {channels, width, height, images},
                       {channels, width * channels, height * width * channels},
                       {kBoxColumns, boxWidth, boxHeight, 1});
 }

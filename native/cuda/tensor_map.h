@@ -8,13 +8,13 @@
 
 namespace dit::cuda {
 
-// A matrix as Hopper's copies see it: `rows` rows of `columns` numbers of bf16, `stride` numbers
-// apart, read in boxes of boxRows x 64 numbers, so 128 bytes a row, which is the swizzle's width.
-// What of a box lies outside reads as 0. The data is aligned to 16 bytes, the stride is a multiple
-// of 8.
-CUtensorMap matrixMap(const void* data, int64_t rows, int64_t columns, int64_t stride, int boxRows);
+// A matrix as Hopper's copies see it: `rows` rows of `columns` numbers, BF16 or F32, `stride`
+// numbers apart, read in boxes of boxRows x 128 bytes, which is the swizzle's width. What of a box
+// lies outside reads as 0. The data and the rows are aligned to 16 bytes.
+CUtensorMap matrixMap(const void* data, DType type, int64_t rows, int64_t columns, int64_t stride,
+                      int boxRows);
 
-constexpr int kBoxColumns = 64;
+constexpr int kBoxColumns = 64;  // of bf16
 
 // What attention has of each token, [R, T, heads d] in bf16 (of qkv, q, k and v count as heads),
 // read in boxes of `boxTokens` tokens of one head and `columns` numbers: 64, swizzled by 128 bytes,

@@ -332,6 +332,16 @@ DIT_CASES(linearCases) {
                        .residual = Residual::Separate});
     }
   }
+  // Odd multiples of four numbers of fp32: 16 bytes.
+  for (Epilogue epilogue : {Epilogue::Bias, Epilogue::BiasGelu}) {
+    cases.push_back({.r = 1,
+                     .m = 133,
+                     .n = 52,
+                     .k = 76,
+                     .type = DType::F32,
+                     .output = DType::F32,
+                     .epilogue = epilogue});
+  }
   // The same in TF32.
   for (const LinearCase& c : std::vector<LinearCase>(cases)) {
     if (c.type != DType::F32) continue;

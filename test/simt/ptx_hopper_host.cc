@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cmath>
 #include <deque>
 #include <map>
@@ -84,11 +85,15 @@ Products::Accumulator* find(Products& all, const float* d) {
   return nullptr;
 }
 
+// TF32 as wgmma sees it: without the lower bits, whatever they are.
+float truncated(uint32_t bits) { return std::bit_cast<float>(bits & ~0x1fffu); }
+
 // An operand in shared memory, as its descriptor says: element (i, k), where i is the row of a or
 // the column of b.
 class Operand {
  public:
-  Operand(uint64_t descriptor, bool transposed) : transposed_(transposed) {
+  Operand(uint64_t descriptor, bool transposed, bool tf32 = false)
+      : transposed_(transposed), tf32_(tf32) {
     const auto field = [&](int begin) {
       return static_cast<uint32_t>(descriptor >> begin & 0x3fff) << 4;
     };
@@ -109,9 +114,15 @@ class Operand {
       offset =
           row / perRow * leading_ + row % perRow * 2 + column / 8 * stride_ + column % 8 * width_;
     } else {
-      offset = row / 8 * stride_ + row % 8 * width_ + column * 2;
+      offset = row / 8 * stride_ + row % 8 * width_ + column * (tf32_ ? 4 : 2);
     }
     const char* const address = sharedAt(swizzled(start_ + offset, width_));
+    if (tf32_) {
+      simt::checkShared(address, 4, "wgmma reads");
+      uint32_t bits;
+      std::memcpy(&bits, address, sizeof(bits));
+      return truncated(bits);
+    }
     simt::checkShared(address, 2, "wgmma reads");
     uint16_t bits;
     std::memcpy(&bits, address, sizeof(bits));
@@ -119,26 +130,35 @@ class Operand {
   }
 
  private:
-  bool transposed_;
+  bool transposed_, tf32_;
   uint32_t start_, leading_, stride_, width_;
 };
 
-constexpr int kRows = 64, kDepth = 16;
+constexpr int kRows = 64;
 
 void multiply(const Product& product, Products::Accumulator& into) {
   const WarpgroupProduct& first = product.of[0];
-  const int n = product.n;
-  std::vector<float> a(kRows * kDepth), b(static_cast<size_t>(n * kDepth));
+  const int n = product.n, depth = first.tf32 ? 8 : 16;
+  std::vector<float> a(static_cast<size_t>(kRows * depth)), b(static_cast<size_t>(n * depth));
   const auto rowOf = [](int thread, int half) {
     return thread / 32 * 16 + thread % 32 / 4 + 8 * half;
   };
   if (first.fromRegisters) {
     for (int thread = 0; thread < kMembers; thread++) {
       const int q = thread % 4;
+      const WarpgroupProduct& own = product.of[thread];
       for (int i = 0; i < 4; i++) {
+        if (own.held && own.held[i] != own.a[i]) {
+          simt::fault("wgmma: registers of a were written before the product's end");
+        }
+        if (first.tf32) {
+          a[static_cast<size_t>(rowOf(thread, i % 2) * depth + q + 4 * (i / 2))] =
+              truncated(own.a[i]);
+          continue;
+        }
         for (int j = 0; j < 2; j++) {
-          const uint32_t pair = product.of[thread].a[i];
-          a[static_cast<size_t>(rowOf(thread, i % 2) * kDepth + 2 * q + j + 8 * (i / 2))] =
+          const uint32_t pair = own.a[i];
+          a[static_cast<size_t>(rowOf(thread, i % 2) * depth + 2 * q + j + 8 * (i / 2))] =
               bf16ToFloat(static_cast<uint16_t>(pair >> (16 * j)));
         }
       }
@@ -146,14 +166,15 @@ void multiply(const Product& product, Products::Accumulator& into) {
   } else {
     const Operand operand(first.descriptorA, first.transposeA);
     for (int i = 0; i < kRows; i++) {
-      for (int k = 0; k < kDepth; k++) a[static_cast<size_t>(i * kDepth + k)] = operand.at(i, k);
+      for (int k = 0; k < depth; k++) a[static_cast<size_t>(i * depth + k)] = operand.at(i, k);
     }
   }
-  const Operand operand(first.descriptorB, first.transposeB);
+  const Operand operand(first.descriptorB, first.transposeB, first.tf32);
   for (int i = 0; i < n; i++) {
-    for (int k = 0; k < kDepth; k++) b[static_cast<size_t>(k * n + i)] = operand.at(i, k);
+    for (int k = 0; k < depth; k++) b[static_cast<size_t>(k * n + i)] = operand.at(i, k);
   }
   std::vector<float> sums(static_cast<size_t>(n));
+  const simt::TensorCore core = first.tf32 ? simt::tensorCore().forTf32() : simt::tensorCore();
   for (int row = 0; row < kRows; row++) {
     const auto at = [&](int column) -> float& {
       const int thread = row / 16 * 32 + row % 8 * 4 + column % 8 / 2;
@@ -161,8 +182,7 @@ void multiply(const Product& product, Products::Accumulator& into) {
       return into.values[static_cast<size_t>(thread * (n / 2) + i)];
     };
     for (int j = 0; j < n; j++) sums[static_cast<size_t>(j)] = first.accumulate ? at(j) : 0.0f;
-    simt::addProducts(simt::tensorCore(), sums.data(), &a[static_cast<size_t>(row * kDepth)],
-                      b.data(), n, kDepth);
+    simt::addProducts(core, sums.data(), &a[static_cast<size_t>(row * depth)], b.data(), n, depth);
     for (int j = 0; j < n; j++) at(j) = sums[static_cast<size_t>(j)];
   }
 }

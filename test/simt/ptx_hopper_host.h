@@ -50,9 +50,11 @@ inline uint64_t matrixDescriptor(const void* shared, int leading, int stride, Sw
 struct WarpgroupProduct {
   float* d;  // of this thread, n / 2
   int n;
+  bool tf32;           // else bf16
   bool fromRegisters;  // a
   uint64_t descriptorA, descriptorB;
   uint32_t a[4];
+  const uint32_t* held;  // a's registers, where they belong to the product; else null
   bool transposeA, transposeB, accumulate;
 };
 void queueProduct(const WarpgroupProduct& product);
@@ -71,10 +73,12 @@ template <int kTransposeA, int kTransposeB, int kCount>
 void wgmmaAsync(float (&d)[kCount], uint64_t a, uint64_t b, bool accumulate) {
   queueProduct({.d = d,
                 .n = 2 * kCount,
+                .tf32 = false,
                 .fromRegisters = false,
                 .descriptorA = a,
                 .descriptorB = b,
                 .a = {},
+                .held = nullptr,
                 .transposeA = kTransposeA != 0,
                 .transposeB = kTransposeB != 0,
                 .accumulate = accumulate});
@@ -83,12 +87,28 @@ template <int kTransposeB, int kCount>
 void wgmmaAsync(float (&d)[kCount], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
   queueProduct({.d = d,
                 .n = 2 * kCount,
+                .tf32 = false,
                 .fromRegisters = true,
                 .descriptorA = 0,
                 .descriptorB = b,
                 .a = {a[0], a[1], a[2], a[3]},
+                .held = nullptr,
                 .transposeA = false,
                 .transposeB = kTransposeB != 0,
+                .accumulate = accumulate});
+}
+template <int kCount>
+void wgmmaTf32Async(float (&d)[kCount], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
+  queueProduct({.d = d,
+                .n = 2 * kCount,
+                .tf32 = true,
+                .fromRegisters = true,
+                .descriptorA = 0,
+                .descriptorB = b,
+                .a = {a[0], a[1], a[2], a[3]},
+                .held = a,
+                .transposeA = false,
+                .transposeB = false,
                 .accumulate = accumulate});
 }
 
