@@ -50,6 +50,13 @@ export const rules = [
     ...gemm(8),
   },
   {
+    why: 'TF32: two stages in a turn of the loop, each with fragments of its own, four and four',
+    kernel: /^hopper::gemmKernel<hopper::GemmShape<[^>]*, float>/,
+    main: 'HGMMA',
+    counts: { 'HGMMA.F32.TF32': [16], LDSM: [16] },
+    loop: { HGMMA: 8, LDSM: 8, groups: 2, MEMBAR: 0, BAR: 0, LDG: 0, STG: 0, STS: 0 },
+  },
+  {
     why: 'one copy for both blocks of a cluster',
     kernel: /^hopper::gemmKernel<hopper::GemmShape<\d+, \d+, 2,/,
     counts: { 'UTMALDG.MULTICAST': [1] },

@@ -126,9 +126,17 @@ export function mainLoop(code, kind) {
     const body = code.slice(begin, end + 1)
     if (count(body, kind) > 0) loops.push({ begin, end, body, main: count(body, kind) })
   }
+  // A wait that turned out long goes on behind the kernel's end and jumps back, into a loop: no loop
+  // of its own, though it crosses the end of one.
+  const crosses = (loop, other) =>
+    other.begin < loop.begin && loop.begin <= other.end && other.end < loop.end
   const innermost = loops.filter(
     (loop) =>
-      !loops.some((other) => other !== loop && loop.begin <= other.begin && other.end <= loop.end),
+      !loops.some(
+        (other) =>
+          crosses(loop, other) ||
+          (other !== loop && loop.begin <= other.begin && other.end <= loop.end),
+      ),
   )
   return innermost.sort((a, b) => b.main - a.main)[0]?.body
 }

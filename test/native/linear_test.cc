@@ -353,6 +353,51 @@ DIT_CASES(linearCases) {
   }
 }
 
+// TF32 rounds to the nearest, both operands: 0.75 units above 1 become one. All sums are exact.
+DIT_CASE("linear/rounds-to-TF32") {
+  constexpr int64_t kM = 64, kN = 32, kK = 32;
+  const double unit = std::ldexp(1.0, -10), above = 1 + 0.75 * unit;
+  const auto all = [](Shape shape, double value) {
+    return Values::of(DType::F32, shape,
+                      std::vector<double>(static_cast<size_t>(shape.count()), value));
+  };
+  const auto is = [&](const DeviceTensor& result, int64_t terms) {
+    for (const double y : result.download().v) {
+      EXPECT(y == static_cast<double>(terms) * (1 + unit), "got ", y, " of ", terms, " terms");
+    }
+  };
+  for (const bool trained : {false, true}) {
+    LinearCase c{.r = 1, .m = kM, .n = kN, .k = kK, .type = DType::F32, .output = DType::F32};
+    c.tf32 = true;
+    if (!precisionIsHere(test, c)) continue;
+    for (const bool ofX : {true, false}) {
+      const double activation = ofX ? above : 1.0;
+      const Values w = all({kN, kK}, ofX ? 1.0 : above);
+      std::unique_ptr<PreparedWeight> weight;
+      if (trained) {
+        weight = test.ops().prepareTrainedLinear(
+            {.values = test.upload(w), .rows = kM, .precision = Precision::TF32});
+      } else {
+        weight = Fixture(test, c).prepare(w);
+      }
+      const Tensor x = test.upload(all({1, kM, kK}, activation));
+      const Tensor bias = test.upload(all({kN}, 0));
+      DeviceTensor y = test.output(DType::F32, {1, kM, kN});
+      test.ops().linear({.x = x, .weight = weight.get(), .bias = bias, .y = y});
+      is(y, kK);
+      if (!trained) continue;
+      DeviceTensor dX = test.output(DType::F32, {1, kM, kK});
+      test.ops().linearBackward({.x = x,
+                                 .weight = weight.get(),
+                                 .dY = test.upload(all({1, kM, kN}, activation)),
+                                 .dX = dX,
+                                 .dWeight = test.upload(all({kN, kK}, 0)),
+                                 .dBias = bias});
+      is(dX, kN);
+    }
+  }
+}
+
 // Weights stored in another type than that of the products are converted, bf16 by rounding.
 DIT_CASE("linear/converts-weights") {
   const int64_t m = 8, n = 40, k = 50;
