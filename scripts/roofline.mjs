@@ -10,6 +10,7 @@ import {
   assumed,
   hopperAttention,
   hopperAttentionBackward,
+  hopperConvolution,
   hopperProduct,
   machine,
   pass,
@@ -38,6 +39,31 @@ function linear(name, m, n, k, epilogue, act = 2) {
     shape: `${m}×${n}×${k}`,
     ...predict({ bytes: reads + m * n * act, ...hopperProduct({ m, n, k, epilogue }) }),
   }
+}
+
+/** The same in TF32; a trained weight's rounded copy is a kernel of its own, beside it. */
+function linearTf32(name, m, n, k, epilogue) {
+  const bytes = 4 * (m * k + n * k + m * n * (epilogue === 'residual' ? 2 : 1))
+  const how = hopperProduct({ m, n, k, epilogue, bits: 32 })
+  return {
+    name: `linear.${name}, TF32`,
+    shape: `${m}×${n}×${k}`,
+    ...predict({ bytes, rate: machine.tf32, ...how }),
+  }
+}
+
+function productsInTf32({ c }, m) {
+  return [
+    linearTf32('qkv', m, 3 * c, c, 'bias'),
+    linearTf32('proj', m, c, c, 'residual'),
+    linearTf32('fc1', m, 4 * c, c, 'geluExact'),
+    linearTf32('fc2', m, c, 4 * c, 'residual'),
+    {
+      name: 'a trained fc1, rounded',
+      shape: `${4 * c}×${c}`,
+      ...predict({ bytes: 8 * 4 * c * c, ...pass() }),
+    },
+  ]
 }
 
 function norm(name, m, c, from = 2) {
@@ -200,7 +226,6 @@ function training(name, images, micro, tokens, parameters) {
 // ---- the VAE -----------------------------------------------------------------------------------
 
 const convTiles = {
-  large: { m: 128, n: 128, warpM: 64, warpN: 32, blocks: 2 },
   small: { m: 64, n: 64, warpM: 32, warpN: 32, blocks: 4 },
   narrow: { m: 128, n: 16, warpM: 32, warpN: 16, blocks: 4 },
 }
@@ -208,17 +233,19 @@ const convTiles = {
 /** conv2d; upsampling is folded into four convolutions of 2 × 2 taps. */
 function conv(side, from, to, kernel, { residual = false, upsample = false } = {}) {
   const pixels = side * side
-  const tiles = Math.ceil(pixels / 128) * Math.ceil(to / 128)
-  const tile = to <= 16 ? 'narrow' : to > 64 && tiles >= 96 ? 'large' : 'small'
   const phases = upsample ? 4 : 1
   const taps = upsample ? 4 : kernel * kernel
-  const how = warpProduct({
-    m: pixels / phases,
-    n: to,
-    k: taps * from,
-    images: phases,
-    tile: convTiles[tile],
-  })
+  const product = { n: to, k: taps * from }
+  // On products of warpgroups where the channels permit (conv_sm90.cu).
+  const how =
+    from % 64 === 0 && to > 16
+      ? hopperConvolution({ ...product, m: pixels, epilogue: residual ? 'residual' : 'bias' })
+      : warpProduct({
+          ...product,
+          m: pixels / phases,
+          images: phases,
+          tile: convTiles[to <= 16 ? 'narrow' : 'small'],
+        })
   const input = upsample ? pixels / 4 : pixels
   return {
     name: upsample ? 'conv2d, upsampled' : 'conv2d',
@@ -504,6 +531,10 @@ ${operations(xl256.block)}
 Around the blocks:
 
 ${operations(xl256.around)}
+
+Its products in TF32 instead of bf16:
+
+${operations(productsInTf32(models['DiT-XL/2'], 64 * 256))}
 
 ## DiT-XL/2 512, 8 images with guidance: a block
 

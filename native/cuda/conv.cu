@@ -9,10 +9,11 @@
 // 256 x 256, 0.17 are in these three layers. The phases are one launch. Where other kernels meet an
 // upsampled image, the copies read each pixel at half its coordinates.
 //
-// What to expect on an H100: with the four phases that decoder is 0.52 TFLOP, nearly all of it with
-// K = 1152 to 4608 and 128 or more channels. At wgmma's 600 TFLOP/s that were 0.9 ms; mma.sync
-// reaches about 60 % of it there, so 1.5 ms. Memory is no bound: an activation of [256, 256, 128]
-// in bf16 is 16 MB, 6 us, beside 19 GFLOP, 55 us.
+// Hopper has products of warpgroups for bf16 and channels by the 64 (conv_sm90.cu): nearly all of
+// that decoder, of which the four phases leave 0.52 TFLOP with K = 1152 to 4608. What is left there
+// for the kernel of conv.cuh: the first and the last layer, the encoder's strides of 2, fp32 and
+// TF32. Memory is no bound: an activation of [256, 256, 128] in bf16 is 16 MB, 6 us, beside 19
+// GFLOP.
 #include <cstring>
 #include <limits>
 #include <memory>

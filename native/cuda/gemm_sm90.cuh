@@ -5,8 +5,9 @@
 #include "cuda/tensor_map.h"
 
 // c = a b on Hopper, for operands of bf16 and sums in fp32: a [M, K], b [K, N], each stored with
-// either of its dimensions contiguous. A source says where a comes from: a matrix here, the pixels
-// under a convolution's taps in conv_sm90.cu.
+// either of its dimensions contiguous. Or in TF32, with K contiguous: numbers twice as long, so a
+// step has half as many; b is rounded in memory, a on its way through registers. A source says
+// where a comes from: a matrix here, the pixels under a convolution's taps in conv_sm90.cu.
 //
 // One block per multiprocessor, three warpgroups. The last only starts copies: it fills a ring of
 // stages with boxes of a and b, tile after tile. The other two compute the upper and the lower half
@@ -20,8 +21,8 @@
 //                     one below the other: each loads half of b for both, 36 bytes a clock
 //   registers         96 sums a thread, of 232
 //
-// The sums of an element run over K in one order, 16 at a time, whatever the shape of the tile and
-// however many rows there are.
+// The sums of an element run over K in one order, 16 (TF32: 8) at a time, whatever the shape of the
+// tile and however many rows there are.
 
 namespace dit::cuda::hopper {
 

@@ -45,6 +45,7 @@ export function floor({ flops = 0, bytes }, rate = machine.bf16) {
 const epilogues = {
   bias: { perFour: 25, latencies: 0.5 },
   gelu: { perFour: 62, latencies: 0.5 },
+  geluExact: { perFour: 385, latencies: 0.5 }, // results in fp32
   residual: { perFour: 57, latencies: 1 },
   geluGradient: { perFour: 85, latencies: 1 },
   store: { perFour: 18, latencies: 0 },
@@ -75,7 +76,10 @@ function productionShape(m, n) {
   }
 }
 
-/** y [m, n] over k, with an epilogue; `splits`: parts of k; `shape`: as in linear_candidates.h. */
+/**
+ * y [m, n] over k, with an epilogue; `splits`: parts of k; `shape`: as in linear_candidates.h; `bits`: 16
+ * (bf16) or 32 (TF32), of which a step has half as many numbers at half the rate.
+ */
 export function hopperProduct({
   m,
   n,
@@ -83,6 +87,7 @@ export function hopperProduct({
   epilogue = 'store',
   splits = 1,
   shape = productionShape(m, n),
+  bits = 16,
 }) {
   const { tileM, tileN, cluster, stages, turns } = shape
   const tiles = up(m, tileM * cluster) * cluster * up(n, tileN) * splits
@@ -93,7 +98,7 @@ export function hopperProduct({
   const l2 = (machine.l2 * machine.multiprocessors) / busy
   const fromL2 = ((tileM + tileN / cluster) * 128) / l2
   const step = Math.max(matrix, fromL2)
-  const steps = up(up(k, 64), splits)
+  const steps = up(up(k, 1024 / bits), splits)
   const { perFour, latencies } = epilogues[epilogue]
   const blocks = tileM / 64 / (turns ? 1 : 2) // of 64 rows, a warpgroup's
   const own = blocks * ((tileN / 8) * perFour + latencies * assumed.latency)
@@ -115,6 +120,21 @@ export function hopperProduct({
       `${fromL2 > matrix ? `, L2 ${(fromL2 / matrix).toFixed(2)}×` : ''}` +
       `${exposed > 0 ? `, epilogue +${Math.round((100 * exposed) / (steps * step))} %` : ''}`,
   }
+}
+
+/** A convolution as a product, `m` pixels: the shape that conv2d of conv_sm90.cu takes. */
+export function hopperConvolution({ m, n, k, epilogue }) {
+  const sizes = [
+    { tileM: 256, tileN: 128, share: 1.0 },
+    { tileM: 128, tileN: 128, share: 0.85 },
+    { tileM: 128, tileN: 64, share: 0.6 },
+  ]
+  const time = ({ tileM, tileN, share }) =>
+    (up(up(m, tileM) * up(n, tileN), machine.multiprocessors) * tileM * tileN) / share
+  const { tileM, tileN } = sizes.reduce((best, each) => (time(each) < time(best) ? each : best))
+  const stages = Math.min(8, Math.floor((226 << 10) / ((tileM + tileN) * 128)))
+  const shape = { tileM, tileN, cluster: tileN > 64 ? 2 : 1, stages, turns: false }
+  return hopperProduct({ m, n, k, epilogue, shape })
 }
 
 // ---- products of warps (mma.sync) ----
