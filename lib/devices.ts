@@ -97,12 +97,13 @@ export function isDevice(value: unknown): value is Device {
  */
 const maxLanes = { cpu: 4, cuda: 32 }
 
-type PlaceOptions = Pick<DeviceOptions, 'device' | 'precision'> & BatchOptions
+type PlaceOptions = Pick<DeviceOptions, 'device' | 'precision' | 'threads'> & BatchOptions
 
 /** Where a model is to run, and how much at once. @internal */
 export interface Place {
   device: string
   precision: Precision
+  threads: number
   maxLanes: number
   maxQueue: number | null
 }
@@ -117,6 +118,7 @@ export interface Place {
 export async function chooseDevice({
   device: wanted = 'auto',
   precision,
+  threads,
   maxBatch,
   maxQueue,
 }: PlaceOptions): Promise<Place> {
@@ -130,7 +132,13 @@ export async function chooseDevice({
     )
   }
   const lanes = maxBatch ?? (device.device === 'cpu' ? maxLanes.cpu : maxLanes.cuda)
-  return { device: device.device, precision: chosen, maxLanes: lanes, maxQueue: maxQueue ?? null }
+  return {
+    device: device.device,
+    precision: chosen,
+    threads: threads || usableProcessors(),
+    maxLanes: lanes,
+    maxQueue: maxQueue ?? null,
+  }
 }
 
 async function findDevice(wanted: Device): Promise<NativeDevice> {

@@ -4,7 +4,6 @@ import path from 'node:path'
 import type { ModelSpec } from '../bindings.js'
 import { adapt } from './adapt.js'
 import { chooseDevice } from './devices.js'
-import { usableProcessors } from './doctor/machine.js'
 import { invalidOption } from './errors.js'
 import { completeConfig } from './formats/dit_config.js'
 import { defaultSchedule } from './formats/schedule_config.js'
@@ -57,7 +56,6 @@ export async function describeSource(source: string, given: LoadOptions): Promis
   return {
     spec: {
       ...place,
-      threads: given.threads || usableProcessors(),
       dit: { ...dit, seed: 0n },
       vae: found.vae ? { config: found.vae.config, tensors: found.vae.tensors } : null,
       schedule: found.schedule,
@@ -96,7 +94,6 @@ export async function describeFresh(
   return {
     spec: {
       ...place,
-      threads: given.threads || usableProcessors(),
       dit: { config: complete, tensors: null, stored: null, seed },
       vae: vae ? { config: vae.config, tensors: vae.tensors } : null,
       schedule,
@@ -129,7 +126,6 @@ export async function describeVae(source: string, given: DeviceOptions) {
   const config = completeConfig({ ...size, channels: vae.config.latentChannels })
   const spec: ModelSpec = {
     ...(await chooseDevice(given)),
-    threads: given.threads || usableProcessors(),
     dit: { config, tensors: null, stored: null, seed: 0n },
     vae,
     schedule: defaultSchedule,
